@@ -1,0 +1,107 @@
+"""An N-modality fusion framework around attention bottlenecks (MBT, arXiv 2107.00135).
+
+Importing this package imports neither torch nor pydantic: every public name is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_WHERE = {
+    "hookimpl": "hookspecs",
+    "ModalitySpec": "hookspecs",
+    "FusionSpec": "hookspecs",
+    "DatasetSpec": "hookspecs",
+    "RecipeSpec": "hookspecs",
+    "CommandSpec": "hookspecs",
+    "LoggerSpec": "hookspecs",
+    "MBTError": "errors",
+    "ConfigError": "errors",
+    "DataError": "errors",
+    "registry": "plugins",
+    "ModalityConfig": "schema",
+    "Modality": "modality",
+    "ModalityCard": "modality",
+    "Picture": "modality",
+    "Window": "modality",
+    "Clip": "media",
+    "Tokens": "tokens",
+    "Tokenizer": "tokens",
+    "PatchTokenizer": "patch",
+    "MBTConfig": "config",
+    "ModelConfig": "config",
+    "Experiment": "config",
+    "Fusion": "model",
+    "MBT": "model",
+    "Prediction": "model",
+    "build": "pretrained",
+    "Run": "run",
+    "load": "run",
+    "train": "run",
+}
+
+__all__ = [
+    "MBT",
+    "Clip",
+    "CommandSpec",
+    "ConfigError",
+    "DataError",
+    "DatasetSpec",
+    "Experiment",
+    "Fusion",
+    "FusionSpec",
+    "LoggerSpec",
+    "MBTConfig",
+    "MBTError",
+    "Modality",
+    "ModalityCard",
+    "ModalityConfig",
+    "ModalitySpec",
+    "ModelConfig",
+    "PatchTokenizer",
+    "Picture",
+    "Prediction",
+    "RecipeSpec",
+    "Run",
+    "Tokenizer",
+    "Tokens",
+    "Window",
+    "build",
+    "hookimpl",
+    "load",
+    "registry",
+    "train",
+]
+
+if TYPE_CHECKING:
+    from mbt_core.config import Experiment, MBTConfig, ModelConfig
+    from mbt_core.errors import ConfigError, DataError, MBTError
+    from mbt_core.hookspecs import (
+        CommandSpec,
+        DatasetSpec,
+        FusionSpec,
+        LoggerSpec,
+        ModalitySpec,
+        RecipeSpec,
+        hookimpl,
+    )
+    from mbt_core.media import Clip
+    from mbt_core.modality import Modality, ModalityCard, Picture, Window
+    from mbt_core.model import MBT, Fusion, Prediction
+    from mbt_core.patch import PatchTokenizer
+    from mbt_core.plugins import registry
+    from mbt_core.pretrained import build
+    from mbt_core.run import Run, load, train
+    from mbt_core.schema import ModalityConfig
+    from mbt_core.tokens import Tokenizer, Tokens
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,465 @@
+"""The experiment: everything that decides a run, as strict pydantic models. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
+
+from mbt_core.errors import ConfigError, unknown
+from mbt_core.plugins import registry
+from mbt_core.schema import Auto, ModalityConfig, StrictModel, validate
+
+TaskKind = Literal["single", "multilabel", "regression"]
+DEFAULT_TASK = "label"
+"""The name of the task when only one is configured (`head.classes`)."""
+
+
+class BackboneConfig(StrictModel):
+    """Geometry of the transformer blocks, where no timm name is given."""
+
+    dim: int = Field(128, gt=0)
+    """Width D."""
+    depth: int = Field(4, gt=0)
+    """Number of blocks."""
+    heads: int = Field(4, gt=0)
+    """Attention heads."""
+    mlp: int | None = Field(None, gt=0)
+    """Width of the MLP; 4 x dim if not given."""
+    act: Literal["gelu", "gelu_tanh", "relu", "silu", "quick_gelu"] = "gelu"
+    """Activation of the MLP; ``gelu_tanh`` is the reference's."""
+    eps: float = Field(1e-6, gt=0)
+    """Epsilon of the layer norms."""
+    qkv_bias: bool = True
+    """Whether query, key and value projections have a bias."""
+    qk_norm: bool = False
+    """Layer norm on queries and keys."""
+    layer_scale: float | None = None
+    """Initial value of LayerScale; None: none."""
+    registers: int = Field(0, ge=0)
+    """Register tokens per stream (arXiv 2309.16588)."""
+    embed_prefix: bool = True
+    """Whether class and register tokens get a position embedding."""
+    pre_norm: bool = False
+    """A layer norm before the first block (CLIP)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> BackboneConfig:
+        if self.dim % self.heads:
+            raise ConfigError(f"model.backbone: dim {self.dim} is not a multiple of heads {self.heads}")
+        return self
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp or 4 * self.dim
+
+
+class FusionConfig(StrictModel):
+    """How the streams exchange information."""
+
+    strategy: str = "bottleneck"
+    """Name of the strategy (`mbt plugins list` shows all)."""
+    layer: int = Field(8, ge=0)
+    """First fused layer: 0 is early fusion, the depth is late fusion."""
+    bottlenecks: int = Field(4, gt=0)
+    """Number of bottleneck tokens B."""
+    bottleneck_init: Literal["normal", "positions"] = "normal"
+    """``normal``: N(0, 0.02), the paper; ``positions``: a pre-trained ViT's position embeddings, the reference."""
+    eval_bottlenecks: bool = True
+    """False: evaluation runs every stream alone, without exchange (the reference's ``test_with_bottlenecks``)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further keywords for a strategy of a plugin."""
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in registry().fusions:
+            raise ValueError(unknown("fusion strategy", value, registry().fusions))
+        return value
+
+
+class HeadConfig(StrictModel):
+    """Classifiers. Give `classes` (one task) or `tasks` (several)."""
+
+    classes: int | None = Field(None, gt=0)
+    """Number of classes of the only task; filled from the data in a run."""
+    tasks: dict[str, int] | None = None
+    """Number of classes of each of several tasks, e.g. ``{verb: 97, noun: 300}``."""
+    task: TaskKind | dict[str, TaskKind] = "single"
+    """Kind of task, for all or for each."""
+    loss: Literal["per-modality", "fused"] = "per-modality"
+    """``per-modality``: mean over modalities of each one's loss (the reference); ``fused``: loss of the averaged logits."""
+    shared: bool = True
+    """One final norm and classifier for all streams, or one each."""
+    representation: int | None = Field(None, gt=0)
+    """Width of a tanh layer before the classifier; None: no such layer."""
+    task_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of a task's loss; 1 if not given."""
+    modality_weights: dict[str, float] = Field(default_factory=dict)
+    """Weight of a modality's loss; 1 if not given."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HeadConfig:
+        if self.classes is not None and self.tasks is not None:
+            raise ConfigError(
+                "model.head: both classes and tasks are given; use classes for one task, tasks for several"
+            )
+        if self.tasks is not None and not self.tasks:
+            raise ConfigError("model.head.tasks: empty; expected TASK: number of classes")
+        for name, count in (self.tasks or {}).items():
+            check_name(name, "model.head.tasks")
+            if count < 1:
+                raise ConfigError(f"model.head.tasks.{name}: expected at least 1 class, came {count}")
+        names = set(self.outputs) or None
+        for key, given in (
+            ("task", self.task if isinstance(self.task, dict) else {}),
+            ("task_weights", self.task_weights),
+        ):
+            for name in given:
+                if names is not None and name not in names:
+                    raise ConfigError(f"model.head.{key}: {unknown('task', name, names)}")
+        return self
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Task -> number of outputs; empty while unknown."""
+        if self.tasks is not None:
+            return dict(self.tasks)
+        return {} if self.classes is None else {DEFAULT_TASK: self.classes}
+
+    def kind_of(self, task: str) -> TaskKind:
+        """The kind of a task."""
+        return self.task.get(task, "single") if isinstance(self.task, dict) else self.task
+
+
+class ModelConfig(StrictModel):
+    """The model, but for its modalities."""
+
+    backbone: str | BackboneConfig = "vit_base_patch16_224"
+    """A timm VisionTransformer's name, or the geometry itself."""
+    pretrained: str | dict[str, str | None] | None = None
+    """Where initial weights come from: a timm name or a file or run, for all or one per modality."""
+    shared_encoder: bool = False
+    """One set of blocks for all streams, or one each."""
+    pool: Literal["cls", "mean", "mean-joint"] = "cls"
+    """Class token; mean over a stream's tokens; or mean over all tokens of all streams (the released models)."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth of the last block; grows linearly from 0 in the first."""
+    drop_path_rescale: bool = True
+    """Whether kept branches are divided by the probability of being kept; the reference does not."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on attention's output and in the MLP."""
+    attention_dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on attention weights."""
+    checkpointing: bool = False
+    """Activation checkpointing per block: less memory, about a third more time."""
+    fusion: FusionConfig = Field(default_factory=lambda: FusionConfig())
+    """The fusion strategy."""
+    head: HeadConfig = Field(default_factory=lambda: HeadConfig())
+    """The classifiers."""
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _backbone(cls, value: Any) -> Any:
+        return validate(BackboneConfig, value, "model.backbone") if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if self.pool == "mean-joint" and self.head.loss == "per-modality" and "loss" in self.head.model_fields_set:
+            raise ConfigError(
+                "model.head.loss: 'per-modality' needs logits per modality, but model.pool 'mean-joint' has none; "
+                "set model.head.loss=fused, or model.pool=mean or cls"
+            )
+        if self.pool == "mean-joint" and not self.head.shared:
+            raise ConfigError("model.head.shared: false needs logits per modality; set model.pool=mean or cls")
+        if isinstance(self.backbone, BackboneConfig) and self.fusion.layer > self.backbone.depth:
+            raise ConfigError(
+                f"model.fusion.layer: {self.fusion.layer} is above the depth {self.backbone.depth}; "
+                f"expected 0 to {self.backbone.depth}"
+            )
+        return self
+
+
+Modalities = dict[str, SerializeAsAny[ModalityConfig]]
+
+
+def check_name(name: str, where: str) -> str:
+    """A name of a modality instance or task: ``[a-z][a-z0-9_]*``. Raises `ConfigError`."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"{where}: the name {name!r} is not of the form [a-z][a-z0-9_]*")
+    return name
+
+
+def parse_modalities(value: Any) -> Any:
+    """``{"left": {"kind": "x", ...}}`` or ``{"x": {...}}`` -> each kind's own configuration."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"modalities: expected NAME: settings, came {value!r}")
+    if not value:
+        raise ConfigError(f"modalities: none given; known kinds: {', '.join(sorted(registry().modalities)) or 'none'}")
+    parsed = {}
+    for name, settings in value.items():
+        if isinstance(settings, ModalityConfig):
+            parsed[name] = settings
+            continue
+        if settings is not None and not isinstance(settings, Mapping):
+            raise ConfigError(f"modalities.{name}: expected settings as KEY: VALUE, came {settings!r}")
+        settings = {"kind": name, **(settings or {})}
+        check_name(name, "modalities")
+        try:
+            config_class = registry().config_class(settings["kind"])
+        except ConfigError as error:
+            raise ConfigError(f"modalities.{name}: {error}") from None
+        parsed[name] = validate(config_class, settings, f"modalities.{name}")
+    return parsed
+
+
+class MBTConfig(ModelConfig):
+    """A whole model: `ModelConfig` and its modalities, in the order of the streams."""
+
+    modalities: Modalities
+    """Name -> settings of a kind."""
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _modalities(cls, value: Any) -> Any:
+        return parse_modalities(value)
+
+    @model_validator(mode="after")
+    def _names(self) -> MBTConfig:
+        for key, names in (
+            ("head.modality_weights", self.head.modality_weights),
+            ("pretrained", self.pretrained if isinstance(self.pretrained, dict) else {}),
+        ):
+            for name in names:
+                if name not in self.modalities:
+                    raise ConfigError(f"model.{key}: {unknown('modality', name, self.modalities)}")
+        return self
+
+
+class DataConfig(StrictModel):
+    """Where examples come from and how they are read."""
+
+    path: str | None = None
+    """Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or folder of shards."""
+    root: str | None = None
+    """What the manifest's paths are relative to; its own folder if not given."""
+    confine: bool = False
+    """Refuse paths that leave the root."""
+    max_missing: float = Field(0.01, ge=0, le=1)
+    """Share of a split's named files that may be missing or unreadable before the run stops."""
+    val_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of train held out (by a hash of `id`) where there is no val split."""
+    group: str | None = None
+    """A column whose values must not straddle splits (speaker, patient, recording)."""
+    folds: int | None = Field(None, ge=2)
+    """Cross-validation: number of folds of the training rows."""
+    fold: int = Field(0, ge=0)
+    """Which fold is val, of `folds`."""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """Share of the training rows used, nested: a smaller share is a subset of a larger one."""
+    sync: bool = True
+    """Whether the modalities' windows are drawn at the same place of a clip, or each at its own."""
+    sampler: Literal["uniform", "balanced"] = "uniform"
+    """``balanced`` weighs a row by the inverse frequency of its classes."""
+    cache: Literal["none", "memory", "disk", "auto"] = "auto"
+    """Keep decoded clips; ``auto`` keeps them in memory where they are small."""
+    workers: int | Auto = "auto"
+    """Reading processes; results do not depend on their number."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds after which decoding one clip fails."""
+
+
+class TrainConfig(StrictModel):
+    """Optimisation."""
+
+    seed: int = 0
+    """Decides initial weights, order, windows, augmentation, dropout."""
+    steps: int | Auto | None = "auto"
+    """Optimiser steps; ``auto``: enough for small data, passes over large data capped."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the training split; overrides `steps`."""
+    batch_size: int | Auto = 64
+    """Examples per optimiser step over all devices; ``auto``: the largest that fits."""
+    accumulate: int = Field(1, ge=1)
+    """Number of parts a batch is computed in, to save memory."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum (the paper) or AdamW."""
+    lr: float = Field(0.5, gt=0)
+    """Base learning rate."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of AdamW."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Not applied to biases, norms, class tokens, positions and bottlenecks."""
+    warmup: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps with linear warm-up (the paper: 2.5 of 50 epochs); cosine to zero after it."""
+    clip_grad: float | None = Field(None, gt=0)
+    """Largest global gradient norm."""
+    precision: Literal["32", "bf16"] = "32"
+    """Of the forward and backward pass; weights stay in fp32."""
+    mixup: float = Field(0.0, ge=0)
+    """Alpha of mixup's Beta distribution (paper 0.3, released models 0.5); 0: off."""
+    mixup_per_modality: bool = False
+    """One mixup weight per modality instead of one per batch."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Target * (1 - e) + e / classes."""
+    modality_dropout: float | dict[str, float] = 0.0
+    """Probability that a modality is left out of a training example; one always stays."""
+    lr_factors: dict[str, float] = Field(default_factory=dict)
+    """Factor on the learning rate of a modality's own parameters."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate per layer below the head."""
+    tune: Literal["all", "fused", "head"] = "all"
+    """What is trained: everything; from the fusion layer on; the classifier only."""
+    freeze: list[str] = Field(default_factory=list)
+    """Patterns (shell style) of parameter names that stay as they are."""
+    eval_every: int | Auto = "auto"
+    """Steps between evaluations on val; ``auto``: an epoch, at most 20 in a run."""
+    monitor: str | Auto = "auto"
+    """Metric that chooses the best weights; ``auto``: mAP or top1, mean over tasks."""
+    patience: int | None = Field(None, ge=1)
+    """Evaluations without improvement after which training stops."""
+    save_every: float = Field(60.0, gt=0)
+    """Largest number of seconds between saved states."""
+    log_every: int = Field(10, ge=1)
+    """Steps between logged losses."""
+    loggers: list[str] = Field(default_factory=lambda: ["jsonl"])
+    """Which loggers run (`mbt plugins list` shows all)."""
+    compile: bool = False
+    """torch.compile each block."""
+
+    @field_validator("loggers")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if name not in registry().loggers:
+                raise ValueError(unknown("logger", name, registry().loggers))
+        return value
+
+    @field_validator("steps", "batch_size", "eval_every")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("expected at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _dropout(self) -> TrainConfig:
+        rates = self.modality_dropout
+        for rate in rates.values() if isinstance(rates, dict) else [rates]:
+            if not 0 <= rate < 1:
+                raise ConfigError(f"train.modality_dropout: expected 0 <= p < 1, came {rate}")
+        return self
+
+
+class EvaluateConfig(StrictModel):
+    """Evaluation."""
+
+    views: int = Field(1, ge=1)
+    """Windows per clip, spread uniformly over it (the paper: 4)."""
+    average: Literal["logits", "probabilities"] = "logits"
+    """What is averaged over views."""
+    batch_size: int | None = Field(None, ge=1)
+    """Clips per step; the training's if not given."""
+
+
+class Experiment(StrictModel):
+    """Everything that decides a run."""
+
+    modalities: Modalities
+    """Name -> settings of a kind, in the order of the streams."""
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    """The model."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    """The data."""
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """The training."""
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    """The evaluation."""
+
+    @field_validator("modalities", mode="before")
+    @classmethod
+    def _modalities(cls, value: Any) -> Any:
+        return parse_modalities(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Experiment:
+        self.mbt_config()
+        dropped = self.train.modality_dropout
+        for key, names in (
+            ("lr_factors", self.train.lr_factors),
+            ("modality_dropout", dropped if isinstance(dropped, dict) else {}),
+        ):
+            for name in names:
+                if name not in self.modalities:
+                    raise ConfigError(f"train.{key}: {unknown('modality', name, self.modalities)}")
+        if self.train.mixup_per_modality and (self.model.pool == "mean-joint" or self.model.head.loss == "fused"):
+            raise ConfigError(
+                "train.mixup_per_modality: each modality's labels are mixed by its own weight, which needs "
+                "model.head.loss=per-modality and model.pool=cls or mean"
+            )
+        return self
+
+    def mbt_config(self) -> MBTConfig:
+        """The configuration of the model alone."""
+        fields = {name: getattr(self.model, name) for name in self.model.model_fields_set}
+        return MBTConfig(**fields, modalities=self.modalities)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping. Raises `ConfigError` naming the line."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected KEY: VALUE at the top, came {type(tree).__name__}")
+    return tree
+
+
+def to_yaml(config: StrictModel) -> str:
+    """The resolved configuration as YAML that loads again to the same."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Applies ``KEY.PATH=VALUE`` (the value as YAML) to a copy of `tree`. Raises `ConfigError` for a malformed one."""
+    result = _copy(tree)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {assignment!r}: expected KEY.PATH=VALUE, e.g. model.fusion.layer=4")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
+        node = result
+        for key in keys[:-1]:
+            if not isinstance(node.get(key), dict):
+                node[key] = {}
+            node = node[key]
+        node[keys[-1]] = value
+    return result
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `base`, mapping by mapping."""
+    result = _copy(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, views, subsets of modalities, prediction."""

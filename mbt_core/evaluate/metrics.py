@@ -1,0 +1,52 @@
+"""Metrics by torchmetrics, fused and per modality.
+
+Shapes: N examples, C classes of a task.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multilabel_average_precision
+from torchmetrics.functional.regression import mean_absolute_error, r2_score
+
+from mbt_core.config import TaskKind
+
+
+def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str, float]:
+    """Metrics of one task.
+
+    Args:
+        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae``, ``r2``.
+        logits_NC: float [N, C].
+        target: class indices [N], multi-hot [N, C], or values [N, C].
+    """
+    if not len(logits_NC):
+        return {}
+    if kind == "single":
+        C = logits_NC.shape[1]
+        top = {"top1": 1, "top5": 5} if C > 5 else {"top1": 1}
+        return {
+            name: float(multiclass_accuracy(logits_NC, target.long(), C, average="micro", top_k=k)) if C > 1 else 1.0
+            for name, k in top.items()
+        }
+    if kind == "multilabel":
+        return {"mAP": float(average_precision(logits_NC, target).nanmean())}
+    metrics = {"mae": float(mean_absolute_error(logits_NC.contiguous(), target.float().contiguous()))}
+    if len(logits_NC) > 1:
+        metrics["r2"] = float(r2_score(logits_NC, target.float()))
+    return metrics
+
+
+def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
+    """Non-interpolated average precision of each class [C]; NaN for a class without positives (left out of the mean)."""
+    # float64 of the raw logits: a sigmoid in float32 would tie large ones
+    order = _ranks(logits_NC)
+    ap = multilabel_average_precision(order, target_NC.long(), target_NC.shape[1], average="none")
+    return torch.where(target_NC.sum(0) > 0, ap, torch.nan)
+
+
+def _ranks(logits_NC: Tensor) -> Tensor:
+    """Scores in [0, 1] with the same order and ties, class by class."""
+    ranks = [torch.unique(column, return_inverse=True)[1] for column in logits_NC.double().unbind(1)]
+    return torch.stack(ranks, 1).double() / max(1, len(logits_NC))

@@ -1,0 +1,122 @@
+"""A ViT's weights in one common form, and its patch kernel made to fit another tokenizer.
+
+Shapes: D width, C channels of the target, S channels of the source, h, w patch of the source, P_i patch of the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Statistics = tuple[Sequence[float], Sequence[float]]
+
+
+@dataclass(frozen=True)
+class VitWeights:
+    """An image ViT, whatever file it came from.
+
+    Args:
+        state: timm's keys (``patch_embed.proj.weight``, ``pos_embed``, ``cls_token``, ``blocks.0.attn.qkv.weight`` ...).
+        grid: (rows, columns) of its position embedding.
+        prefix: how many class and register slots precede the grid in ``pos_embed``.
+        mean, std: by which it wants pixels in [0, 1] normalised, per channel; None: unknown.
+        source: where it came from, for messages.
+    """
+
+    state: dict[str, Tensor]
+    grid: tuple[int, int]
+    prefix: int
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    source: str = ""
+
+    @property
+    def kernel(self) -> Tensor:
+        """[D, S, h, w]."""
+        return self.state["patch_embed.proj.weight"]
+
+    @property
+    def bias(self) -> Tensor:
+        """[D]; zeros for a ViT without (CLIP)."""
+        bias = self.state.get("patch_embed.proj.bias")
+        return torch.zeros(self.dim) if bias is None else bias
+
+    @property
+    def dim(self) -> int:
+        return self.kernel.shape[0]
+
+
+def adapt_kernel(
+    vit: VitWeights,
+    channels: int,
+    patch: Sequence[int],
+    statistics: Statistics | None = None,
+    inflate: str = "central",
+) -> dict[str, Tensor]:
+    """`vit`'s patch kernel for a `PatchTokenizer` of `channels` and `patch`.
+
+    1. Normalisation (`statistics` and the source's known): folded into kernel and bias, exactly.
+    2. Channels: the sum over the source's divided by the number of targets, unless the numbers agree; with one
+       target channel this is exactly the source on a grey image.
+    3. Patch size: resized by the pseudo-inverse of bilinear interpolation (FlexiViT, arXiv 2212.08013). For a 1-D
+       patch the kernel is first summed over its rows: the source on an image whose rows are all the signal.
+    4. Tubelets: the kernel in the central frame t // 2 and zeros elsewhere (``central``), or divided by t in all
+       (``average``; ViViT, arXiv 2103.15691).
+
+    Args:
+        vit: the source.
+        channels: C.
+        patch: (P_1,), (height, width) or (time, height, width).
+        statistics: (mean, std) per channel by which the target's pixels in [0, 1] are normalised.
+        inflate: ``central`` or ``average``.
+
+    Returns:
+        ``{"weight": [D, C, *patch], "bias": [D]}``.
+    """
+    kernel, bias = vit.kernel.float(), vit.bias.float()
+    if statistics is not None and vit.mean is not None and vit.std is not None:
+        kernel, bias = fold_normalisation(kernel, bias, (vit.mean, vit.std), statistics)
+    if kernel.shape[1] != channels:
+        kernel = (kernel.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1)
+    if len(patch) == 1:
+        return {"weight": _resize(kernel.sum(2, keepdim=True), (1, patch[0])).squeeze(2), "bias": bias}
+    kernel = _resize(kernel, tuple(patch[-2:]))
+    if len(patch) == 3:
+        kernel = inflate_kernel(kernel, patch[0], inflate)
+    return {"weight": kernel.contiguous(), "bias": bias}
+
+
+def fold_normalisation(kernel: Tensor, bias: Tensor, source: Statistics, target: Statistics) -> tuple[Tensor, Tensor]:
+    """Kernel and bias that do on (p - mean_t) / std_t what the given ones do on (p - mean_s) / std_s."""
+    mean_s, std_s = (torch.as_tensor(v, dtype=torch.float64) for v in source)
+    mean_t, std_t = (torch.as_tensor(v, dtype=torch.float64) for v in target)
+    kernel64 = kernel.double()
+    shift_S = ((mean_t - mean_s) / std_s).expand(kernel.shape[1])
+    scale_S = (std_t / std_s).expand(kernel.shape[1])
+    bias = bias.double() + (kernel64.sum((2, 3)) * shift_S).sum(1)
+    return (kernel64 * scale_S[:, None, None]).to(kernel.dtype), bias.to(kernel.dtype)
+
+
+def inflate_kernel(kernel: Tensor, frames: int, how: str) -> Tensor:
+    """[D, C, h, w] -> [D, C, frames, h, w]."""
+    if how == "average":
+        return kernel.unsqueeze(2).expand(-1, -1, frames, -1, -1) / frames
+    inflated = kernel.new_zeros(*kernel.shape[:2], frames, *kernel.shape[2:])
+    inflated[:, :, frames // 2] = kernel
+    return inflated
+
+
+def _resize(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """The kernel w' on a resized patch that answers as w does on the patch itself: w' = pinv(B^T) w."""
+    old = (kernel.shape[2], kernel.shape[3])
+    if old == size:
+        return kernel
+    basis = torch.eye(old[0] * old[1], dtype=torch.float64).reshape(-1, 1, *old)
+    resized = F.interpolate(basis, size=size, mode="bilinear", antialias=True, align_corners=False)
+    inverse = torch.linalg.pinv(resized.reshape(basis.shape[0], -1))  # [new, old]
+    flat = kernel.double().flatten(2)
+    return (flat @ inverse.T).reshape(*kernel.shape[:2], *size).to(kernel.dtype)

@@ -1,0 +1,76 @@
+"""Arrays out of .npy, .npz, .csv and .parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mbt_core.media.errors import MediaError, reason
+
+SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
+NAMED = "array"  # the one to take of several arrays in an .npz
+
+
+def load_array(file: BinaryIO, name: str) -> np.ndarray:
+    """float32 array, see `Clip.array`; `name` says what kind of file it is."""
+    try:
+        loaded = LOADERS[Path(name).suffix.lower()](file)
+    except Exception as error:  # whatever a parser says about a damaged file
+        raise MediaError(f"{name}: cannot read the array: {reason(error)}") from error
+    if loaded.dtype.kind not in "biuf" or loaded.ndim == 0:
+        raise MediaError(f"{name}: expected an array of numbers, found {loaded.dtype} of shape {loaded.shape}")
+    return np.ascontiguousarray(np.atleast_2d(loaded), np.float32)
+
+
+def load_npy(file: BinaryIO) -> np.ndarray:
+    """The array of an .npy file."""
+    return np.load(file, allow_pickle=False)
+
+
+def load_npz(file: BinaryIO) -> np.ndarray:
+    """The only array of an .npz file, or the one called "array"."""
+    with np.load(file, allow_pickle=False) as arrays:
+        names = list(arrays)
+        if len(names) != 1 and NAMED not in names:
+            raise ValueError(f"it holds {names}: expected one array, or one of them named {NAMED!r}")
+        return arrays[NAMED if NAMED in names else names[0]]
+
+
+def load_csv(file: BinaryIO) -> np.ndarray:
+    """[columns, rows] of a comma-separated file; a first line with a number in it is no header."""
+    from pyarrow import csv
+
+    head = file.readline().decode().strip().split(",")
+    file.seek(0)
+    return from_table(csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=any(map(is_number, head)))))
+
+
+def load_parquet(file: BinaryIO) -> np.ndarray:
+    """[columns, rows] of a Parquet file."""
+    from pyarrow import parquet
+
+    return from_table(parquet.read_table(file))
+
+
+def from_table(table: Any) -> np.ndarray:
+    """[columns, rows] of the columns that hold numbers; empty cells are NaN."""
+    from pyarrow import types
+
+    columns = [c for c in table.columns if types.is_integer(c.type) or types.is_floating(c.type)]
+    if not columns:
+        raise ValueError(f"no column holds numbers; columns: {table.column_names}")
+    return np.stack([column.to_numpy().astype(np.float32) for column in columns])
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell of a .csv file is a number."""
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+LOADERS = {".npy": load_npy, ".npz": load_npz, ".csv": load_csv, ".parquet": load_parquet}

@@ -1,0 +1,203 @@
+"""An opened video or sound file: its streams, its time axis, and decoded frames from any time on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import av
+from av.stream import Discard, Disposition
+
+from mbt_core.media.errors import MediaError
+
+# Formats that hold their own media. Left out are playlists and scripts (hls, concat, ...), which name other files
+# or hosts, and demuxers that take anything for media (text screens, raw samples).
+FORMATS = (
+    "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,ivf,obu,flv,asf,ogg,nut,mxf,dv,rm,mjpeg,gif,apng,"
+    "yuv4mpegpipe,wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,wv,tta,ape,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,j2k_pipe"
+)
+# Formats whose header states the length: a file that ends well before it is truncated.
+STATING_LENGTH = ("matroska,webm", "wav", "w64", "flac")
+LENGTH_TOLERANCE = 0.5  # seconds
+MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
+# Damage is an error and not a concealed picture.
+DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
+SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
+BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
+
+
+class Container:
+    """One opened file.
+
+    Times are seconds from the start of the container, which is the earliest timestamp of its streams: so these stay
+    in step with each other.
+
+    Args:
+        file: a seekable binary file; it is left open.
+        name: what errors call the file.
+        timeout: seconds of wall time until a call gives up, counted from `start_clock`.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, timeout: float) -> None:
+        self.file = file
+        self.name = name
+        self.timeout = timeout
+        self.start_clock()
+        self._open()
+        self.zero = (self.input.start_time or 0) / av.time_base
+        self.is_still = self.input.format.name.endswith("_pipe")
+        self._check_index()
+
+    def _open(self) -> None:
+        self.file.seek(0)
+        options = {"format_whitelist": FORMATS}
+        self.input: Any = av.open(
+            self.file, container_options=options, metadata_errors="replace", timeout=self.timeout
+        )
+        pictures = [s for s in self.input.streams.video if not s.disposition & Disposition.attached_pic]
+        sounds = sorted(self.input.streams.audio, key=lambda s: not s.disposition & Disposition.default)
+        self.video: Any = pictures[0] if pictures else None
+        self.audio: Any = sounds[0] if sounds else None
+        for stream in (self.video, self.audio):
+            if stream is not None and stream.codec_context is not None:
+                # Loaders run one process per core, and threads inside the decoder only get in their way.
+                stream.codec_context.thread_count = 1
+                stream.codec_context.options = DECODER_OPTIONS
+        self.at_start = True
+
+    def close(self) -> None:
+        """Free the decoders."""
+        self.input.close()
+
+    def start_clock(self) -> None:
+        """From here on there are `timeout` seconds."""
+        self.deadline = time.monotonic() + self.timeout
+
+    def begin_of(self, stream: Any) -> float:
+        """When `stream` begins, in seconds."""
+        return 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - self.zero
+
+    def end_of(self, stream: Any) -> float | None:
+        """When `stream` ends, in seconds, as the file states it; None if it does not."""
+        if stream.duration is not None:
+            return self.begin_of(stream) + stream.duration * float(stream.time_base)
+        if "DURATION" in stream.metadata:  # Matroska
+            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
+            return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - self.zero
+        return None if self.input.duration is None else self.input.duration / av.time_base
+
+    def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
+        """Decoded frames of `stream` with their times, in the order in which they are shown.
+
+        The first one is at or before `start`, unless the stream begins later. Usually this costs one seek to the
+        keyframe before `start`.
+
+        Raises:
+            MediaError: there is nothing to decode, the file is truncated, or the time is over. Errors of PyAV
+                (corrupt data) pass through.
+        """
+        if stream.codec_context is None:
+            raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
+        for origin in self._origins(stream, start):
+            frames = self._decode_from(stream.index, origin)
+            first = next(frames, None)
+            if first is not None and (origin is None or first[0] <= start):
+                yield first
+                yield from frames
+                return
+        raise MediaError(f"{self.name}: its {stream.type} stream is empty")
+
+    def _origins(self, stream: Any, start: float) -> Iterator[float | None]:
+        """Times to seek to, in turn, until a decoded frame is at or before `start`; None is the very start."""
+        end = self.end_of(stream)
+        if end is not None:
+            yield from (min(start, end) - back for back in SEEK_BACK if min(start, end) - back > self.begin_of(stream))
+        yield None
+
+    def _decode_from(self, index: int, origin: float | None) -> Iterator[tuple[float, Any]]:
+        try:
+            self._seek(index, origin)
+        except av.FFmpegError:
+            return  # this format, or this spot of the file, cannot be sought
+        stream = self.input.streams[index]
+        tick = float(stream.time_base)
+        expected, end = 0.0, 0.0
+        key_pts: int | None = None
+        for packet in self.input.demux(stream):
+            self._check_clock()
+            if origin is not None and key_pts is None:
+                if not packet.is_keyframe or packet.pts is None:
+                    continue
+                key_pts = packet.pts
+            if packet.pts is not None:
+                end = (packet.pts + (packet.duration or 0)) * tick - self.zero
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError:
+                if key_pts is not None and packet.pts is not None and packet.pts < key_pts:
+                    continue  # it is shown before the keyframe and needs pictures from before it (open GOP)
+                raise
+            for frame in frames:
+                if frame.pts is None and origin is not None:
+                    return  # without timestamps only counting from the start tells the time
+                at = expected if frame.pts is None else frame.pts * tick - self.zero
+                expected = at + length_of(frame, stream)
+                yield at, frame
+        self._check_length(end)
+
+    def _seek(self, index: int, origin: float | None) -> None:
+        """Go to the keyframe before `origin`; read only packets of stream `index` from there on."""
+        if origin is not None or not self.at_start:
+            stream = self.input.streams[index]
+            offset = BEFORE_ALL if origin is None else int((origin + self.zero) / float(stream.time_base))
+            try:
+                self.input.seek(offset, stream=stream)
+            except av.FFmpegError:
+                if origin is not None:
+                    raise
+                self.input.close()
+                self._open()
+        for stream in self.input.streams:
+            stream.discard = Discard.default if stream.index == index else Discard.all
+        self.at_start = False
+
+    def last_time(self) -> float:
+        """When the last packet of any stream ends, in seconds, found by reading through the file."""
+        self.input.close()
+        self._open()
+        self.at_start = False
+        end = 0.0
+        for packet in self.input.demux():
+            self._check_clock()
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero)
+        return end
+
+    def _check_clock(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise MediaError(f"{self.name}: took longer than {self.timeout:g} s to read")
+
+    def _check_index(self) -> None:
+        """A file whose index points behind its end is truncated."""
+        size = self.file.seek(0, 2)
+        for stream in self.input.streams:
+            entries = stream.index_entries
+            if len(entries) and entries[len(entries) - 1].pos + entries[len(entries) - 1].size > size:
+                raise MediaError(f"{self.name}: truncated: its index goes on after its end at byte {size}")
+
+    def _check_length(self, end: float) -> None:
+        """A file that was read to `end` must not state a much later one."""
+        stated = (self.input.duration or 0) / av.time_base - LENGTH_TOLERANCE
+        if self.input.format.name in STATING_LENGTH and end < stated:
+            end = self.last_time()  # another stream may be the longer one
+            if end < stated:
+                raise MediaError(f"{self.name}: truncated: it ends after {end:.2f} s of {stated:.2f} s")
+
+
+def length_of(frame: Any, stream: Any) -> float:
+    """How long a decoded frame lasts, in seconds; 0 if unknown."""
+    if isinstance(frame, av.AudioFrame):
+        return frame.samples / frame.sample_rate
+    return float(1 / stream.average_rate) if stream.average_rate else 0.0

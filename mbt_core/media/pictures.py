@@ -1,0 +1,125 @@
+"""The pictures of a video stream at given times, as RGB of a given size.
+
+Shapes: T times, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from mbt_core.media.container import MAX_PIXELS, Container
+from mbt_core.media.errors import MediaError
+
+# Times further apart than this are sought one by one: no group of pictures that matters is that long.
+FAR_APART = 20.0
+
+
+class Scaler:
+    """Turns decoded frames into uint8 RGB arrays [H, W, 3], all of one size, as a player shows them.
+
+    swscale converts colours (matrix and range as the frame states them; BT.601 and limited range where it does not)
+    and scales (bilinear, over the whole area that shrinks into a pixel) in one pass. Rotation and mirroring are
+    applied. Pixels count as square.
+
+    Args:
+        name: the file, for errors.
+        short_side: length of the shorter side; the aspect ratio is kept.
+        size: (height, width) instead; neither: the size of the first frame.
+    """
+
+    def __init__(self, name: str, short_side: int | None = None, size: tuple[int, int] | None = None) -> None:
+        self.name = name
+        self.short_side = short_side
+        self.size = size
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """[H, W, 3] uint8."""
+        transpose, flip_rows, flip_columns = orientation(frame)
+        if self.size is None:
+            self.size = self._target(frame.width, frame.height) if transpose else self._target(frame.height, frame.width)
+        height, width = reversed(self.size) if transpose else self.size
+        flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
+        scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
+        picture_HW3 = scaled.to_ndarray()
+        if transpose:
+            picture_HW3 = picture_HW3.transpose(1, 0, 2)
+        return picture_HW3[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+    def _target(self, height: int, width: int) -> tuple[int, int]:
+        if self.short_side is not None:
+            scale = self.short_side / min(height, width)
+            height, width = max(1, round(height * scale)), max(1, round(width * scale))
+        if height * width > MAX_PIXELS:
+            raise MediaError(f"{self.name}: pictures of {width} x {height} pixels are too large")
+        return height, width
+
+
+def orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """How the display matrix places a frame, in quarter turns: transpose first, then flip rows, flip columns.
+
+    The matrix [[a, b, u], [c, d, v], [x, y, w]] takes (column, row) to (a column + c row, b column + d row):
+    ISO/IEC 14496-12, track header.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, d < 0, a < 0
+    return True, b < 0, c < 0
+
+
+def shown_frames(container: Container, start: float, stop: float) -> Iterator[tuple[float, Any]]:
+    """The frames shown from `start` to `stop` seconds, each with the time from which it is shown.
+
+    The first one is the frame shown at `start`: the last one not later, or the first of the stream.
+    """
+    stream = container.video
+    # A timestamp is a rounded time: a frame counts as shown up to half a tick before it.
+    slack = min(float(stream.time_base) / 2, 5e-4)
+    held = None
+    for at, frame in container.decode(stream, start + slack):
+        since = at - slack
+        if held is not None and since > start:
+            yield held
+            if since > stop:
+                return
+        held = since, frame
+    assert held is not None
+    yield held
+
+
+def frames_at(
+    container: Container, times: Sequence[float], short_side: int | None, size: tuple[int, int] | None
+) -> np.ndarray:
+    """[T, H, W, 3] uint8: the frame shown at each of `times`, see `Clip.frames`."""
+    scaler = Scaler(container.name, short_side, size)
+    picture_of: dict[int, np.ndarray] = {}
+    for run in runs(times):
+        waiting = deque(run)
+        frames = shown_frames(container, times[run[0]], times[run[-1]])
+        _, held = next(frames)
+        for since, frame in frames:
+            if times[waiting[0]] < since:
+                picture_HW3 = scaler(held)
+                while times[waiting[0]] < since:
+                    picture_of[waiting.popleft()] = picture_HW3
+            held = frame
+        picture_of.update(dict.fromkeys(waiting, scaler(held)))
+    return np.stack([picture_of[i] for i in range(len(times))])
+
+
+def runs(times: Sequence[float]) -> list[list[int]]:
+    """The indices of `times` in rising order, cut where the next one is far off."""
+    found: list[list[int]] = []
+    for i in sorted(range(len(times)), key=times.__getitem__):
+        if not found or times[i] - times[found[-1][-1]] > FAR_APART:
+            found.append([])
+        found[-1].append(i)
+    return found

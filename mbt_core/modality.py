@@ -1,0 +1,155 @@
+"""The contract a modality plugin implements.
+
+Way of the data: manifest row -> `Clip` -> `Modality.read` (worker process; compact uint8 / int16 / float16) -> `collate`
+-> device -> `preprocessor` (batched) -> `tokenizer` -> `Tokens`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mbt_core.kernels import VitWeights, adapt_kernel
+from mbt_core.patch import PatchTokenizer
+from mbt_core.tokens import Tokenizer
+
+Sample = Tensor | dict[str, Tensor]
+Batch = Tensor | dict[str, Tensor]
+
+
+class Window(NamedTuple):
+    """A span of a clip in seconds from the clip's start."""
+
+    start: float
+    stop: float
+
+
+@dataclass(frozen=True)
+class ModalityCard:
+    """The facts a user wants to know of a modality's input.
+
+    Args:
+        title: one line.
+        units: of the values that `read` returns.
+        shape: at the tokenizer, e.g. ``[B, 3, T, H, W]``.
+        normalisation: what the preprocessor does to the values.
+        citation: where this input comes from.
+        foreign_keys: names of this modality in other projects' checkpoints: project -> name.
+    """
+
+    title: str
+    units: str
+    shape: str
+    normalisation: str
+    citation: str = ""
+    foreign_keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input with relevance drawn over it.
+
+    Args:
+        stills: uint8 [H, W, 3] each.
+        frames: an optional animation, uint8 [H, W, 3] each.
+        html: optional markup for inputs that are no picture (text), already escaped.
+    """
+
+    stills: Sequence[np.ndarray] = ()
+    frames: Sequence[np.ndarray] = ()
+    html: str | None = None
+
+
+class Modality(ABC):
+    """One named instance of a kind of modality: reads, collates, preprocesses and tokenises its input.
+
+    Args:
+        name: ``[a-z][a-z0-9_]*``; the key in batches, metrics and ``--set`` paths.
+        config: the kind's configuration, without ``"auto"`` left in what the methods used need.
+    """
+
+    kind: ClassVar[str]
+    reads: ClassVar[str]
+    """What it reads of a clip: "frames" | "waveform" | "array" | "text"."""
+    card: ClassVar[ModalityCard]
+
+    def __init__(self, name: str, config: Any) -> None:
+        self.name, self.config = name, config
+
+    @classmethod
+    def fit(cls, config: Any, clips: Iterable[tuple[Clip, Window | None]]) -> Any:
+        """Fills fields left at ``"auto"`` from a sample of the training data; returns a new configuration.
+
+        Args:
+            config: the configuration as given.
+            clips: opened clips that offer what the kind reads, each with its row's start and end if it has any.
+        """
+        return config
+
+    @property
+    def seconds(self) -> float | None:
+        """Length of the window to read; None: the whole clip."""
+        value = getattr(self.config, "seconds", None)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    @abstractmethod
+    def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> Sample:
+        """Reads one sample in a worker process.
+
+        Args:
+            clip: offers what `reads` says.
+            window: the span to read; it may pass the end of the clip.
+            rng: draws the augmentation, which is returned with the sample for the preprocessor to apply;
+                None: evaluation, deterministic, with the same keys and the identity as augmentation.
+
+        Returns:
+            A tensor or a dictionary of tensors, of a shape that depends on the configuration only, unless `collate` pads.
+        """
+
+    @abstractmethod
+    def blank(self) -> Sample:
+        """The stand-in for an absent sample, with the keys, shapes and types of `read`'s; its values never matter."""
+
+    def collate(self, samples: Sequence[Sample]) -> Batch:
+        """Stacks samples. A variable-length kind pads here and returns a mask among the tensors."""
+        if isinstance(samples[0], dict):
+            return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}  # type: ignore[call-overload]
+        return torch.stack(list(samples))  # type: ignore[arg-type]
+
+    @abstractmethod
+    def preprocessor(self) -> nn.Module:
+        """A module on the device: Batch -> the tokenizer's float input, or (input, mask)."""
+
+    @abstractmethod
+    def tokenizer(self, dim: int) -> Tokenizer:
+        """A fresh tokenizer of width `dim`."""
+
+    def adapt(self, vit: VitWeights) -> dict[str, Tensor]:
+        """A ViT's patch kernel and bias made to fit this tokenizer: its new state, by key.
+
+        The default serves any `PatchTokenizer`: the kernel is resized, inflated and folded (`mbt_core.kernels`).
+        Another kind of tokenizer stays fresh.
+        """
+        with torch.device("meta"):
+            tokenizer = self.tokenizer(vit.dim)
+        if not isinstance(tokenizer, PatchTokenizer):
+            return {}
+        return adapt_kernel(vit, tokenizer.channels, tokenizer.patch, self.image_statistics)
+
+    @property
+    def image_statistics(self) -> tuple[Sequence[float], Sequence[float]] | None:
+        """(mean, std) per channel by which pixels in [0, 1] were normalised, if the input is pixels; else None.
+
+        With it `adapt` folds the source's own normalisation into the kernel exactly.
+        """
+        return None
+
+    def draw(self, sample: Sample, relevance: np.ndarray | None) -> Picture:
+        """The input (as `read` returned it) with relevance [*grid], non-negative, over it; None: the input alone."""
+        return Picture()

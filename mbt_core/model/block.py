@@ -1,0 +1,108 @@
+"""The one transformer block of every stream.
+
+Shapes: B batch, N tokens, M context tokens, K = N + M keys, H heads, E head width, D = H * E.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.layers import DropPath, get_act_layer
+from timm.models.vision_transformer import Attention as TimmAttention
+from timm.models.vision_transformer import Block as TimmBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mbt_core.config import BackboneConfig, ModelConfig
+
+Attended = tuple[Tensor, Tensor]
+"""Queries and keys of one attention, each [B, H, N, E] and [B, H, K, E]."""
+
+
+class Attention(TimmAttention):
+    """timm's attention with context: queries from x, keys and values from [x; context]."""
+
+    def forward(  # type: ignore[override]
+        self,
+        x_BND: Tensor,
+        context_BMD: Tensor | None = None,
+        mask_BK: Tensor | None = None,
+        record: list[Attended] | None = None,
+    ) -> Tensor:
+        B, N, D = x_BND.shape
+        if context_BMD is None:
+            qkv = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv.unbind(0)
+        else:
+            # queries for the own tokens only: projecting the context's would waste a third of the step
+            weight, bias = self.qkv.weight, self.qkv.bias
+            q = F.linear(x_BND, weight[:D], None if bias is None else bias[:D])
+            kv = F.linear(torch.cat((x_BND, context_BMD), 1), weight[D:], None if bias is None else bias[D:])
+            q = q.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+            k, v = kv.reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if record is not None:
+            record.append((q, k))
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if mask_BK is None else mask_BK[:, None, None, :],
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, D)))
+
+
+class Block(TimmBlock):
+    """timm's pre-norm block, with its state-dict keys, that may attend to a context.
+
+    Context tokens are normalised and projected by this block's own weights, as in the reference.
+    """
+
+    def __init__(self, backbone: BackboneConfig, model: ModelConfig, drop_path: float) -> None:
+        super().__init__(
+            backbone.dim,
+            backbone.heads,
+            mlp_ratio=backbone.mlp_width / backbone.dim,
+            qkv_bias=backbone.qkv_bias,
+            qk_norm=backbone.qk_norm,
+            proj_drop=model.dropout,
+            attn_drop=model.attention_dropout,
+            init_values=backbone.layer_scale,
+            act_layer=get_act_layer(backbone.act),
+            norm_layer=partial(nn.LayerNorm, eps=backbone.eps),
+            attn_layer=Attention,
+        )
+        if drop_path > 0:
+            self.drop_path1 = DropPath(drop_path, scale_by_keep=model.drop_path_rescale)
+            self.drop_path2 = DropPath(drop_path, scale_by_keep=model.drop_path_rescale)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Xavier uniform kernels (query, key and value each as D x D), zero attention biases, as the reference."""
+        D = self.attn.qkv.weight.shape[1]
+        for part in self.attn.qkv.weight.split(D):
+            nn.init.xavier_uniform_(part)
+        for layer in (self.attn.proj, self.mlp.fc1, self.mlp.fc2):
+            nn.init.xavier_uniform_(layer.weight)
+        for bias in (self.attn.qkv.bias, self.attn.proj.bias):
+            if bias is not None:
+                nn.init.zeros_(bias)
+        for layer in (self.mlp.fc1, self.mlp.fc2):
+            nn.init.normal_(layer.bias, std=1e-6)
+
+    def forward(  # type: ignore[override]
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        record: list[Attended] | None = None,
+    ) -> Tensor:
+        """x: [B, N, D]; context: [B, M, D] or None; mask: bool [B, N + M] of keys to attend to, or None (all).
+
+        `record`, if given, receives this attention's queries and keys. Returns [B, N, D].
+        """
+        normed = None if context is None else self.norm1(context)
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), normed, mask, record)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

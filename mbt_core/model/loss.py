@@ -1,0 +1,95 @@
+"""Losses per example, and their mean over modalities and tasks.
+
+Shapes: B batch, C classes of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mbt_core.config import DEFAULT_TASK, HeadConfig, TaskKind
+from mbt_core.model.mbt import Prediction
+
+Targets = Mapping[str, Tensor]
+"""Task -> float [B, C]: class probabilities, multi-hot labels, or values to regress."""
+
+
+def by_task(logits: Any) -> dict[str, Tensor]:
+    """Logits as task -> [B, C], whether one task was configured or several."""
+    return dict(logits) if isinstance(logits, Mapping) else {DEFAULT_TASK: logits}
+
+
+def dense_targets(targets: Targets, head: HeadConfig) -> dict[str, Tensor]:
+    """Class indices [B] -> one-hot float [B, C]; other kinds unchanged."""
+    return {
+        task: F.one_hot(y, head.outputs[task]).float() if head.kind_of(task) == "single" else y.float()
+        for task, y in targets.items()
+    }
+
+
+def smooth(target_BC: Tensor, epsilon: float) -> Tensor:
+    """Label smoothing: target * (1 - e) + e / C, for sigmoid losses too, as the reference."""
+    return target_BC if epsilon == 0 else target_BC * (1 - epsilon) + epsilon / target_BC.shape[1]
+
+
+def task_loss(kind: TaskKind, logits_BC: Tensor, target_BC: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Loss of each example [B] in float32.
+
+    ``single``: softmax cross entropy. ``multilabel``: binary cross entropy *summed* over classes, as the reference.
+    ``regression``: mean squared error.
+    """
+    logits_BC = logits_BC.float()
+    if kind == "single":
+        return -(smooth(target_BC, smoothing) * logits_BC.log_softmax(1)).sum(1)
+    if kind == "multilabel":
+        target_BC = smooth(target_BC, smoothing)
+        return F.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none").sum(1)
+    return (logits_BC - target_BC).square().mean(1)
+
+
+def example_losses(
+    prediction: Prediction,
+    targets: Mapping[str, Targets],
+    head: HeadConfig,
+    present: Mapping[str, Tensor] | None = None,
+    smoothing: float = 0.0,
+) -> Tensor:
+    """Loss of each example, [B]: weighted mean over tasks of the mean over its present modalities.
+
+    Args:
+        prediction: of the model.
+        targets: modality -> its targets (they differ under mixup per modality); ``""`` -> those of the fused logits.
+        head: tasks, weights, and whether the loss is ``per-modality`` or of the ``fused`` logits.
+        present: modality -> bool [B]; an absent modality adds nothing.
+        smoothing: label smoothing.
+    """
+    separate = prediction.modality_logits if head.loss == "per-modality" else {}
+    if not separate:
+        return _over_tasks(by_task(prediction.logits), targets[""], head, smoothing)
+    total = weight = torch.zeros((), device=prediction.embedding.device)
+    for name, logits in separate.items():
+        loss_B = _over_tasks(by_task(logits), targets[name], head, smoothing)
+        share = torch.full_like(loss_B, head.modality_weights.get(name, 1.0))
+        if present is not None:
+            share = share * present[name]
+            loss_B = torch.where(present[name], loss_B, 0)
+        total, weight = total + share * loss_B, weight + share
+    return torch.where(weight > 0, total / weight.clamp(min=1e-12), 0)
+
+
+def _over_tasks(logits: Mapping[str, Tensor], targets: Targets, head: HeadConfig, smoothing: float) -> Tensor:
+    weights = {task: head.task_weights.get(task, 1.0) for task in logits}
+    losses = [
+        weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing) for task in logits
+    ]
+    return torch.stack(losses).sum(0) / (sum(weights.values()) or 1.0)
+
+
+def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """Sum of weight * loss over sum of weight + 1e-8, as the reference."""
+    return (loss_B * weight_B).sum() / (weight_B.sum() + 1e-8)

@@ -1,0 +1,271 @@
+"""MBT: the whole model and its forward pass.
+
+Shapes: B batch, N tokens of a stream (with P prefix tokens: class token, registers), D width, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint
+
+from mbt_core.config import DEFAULT_TASK, MBTConfig
+from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.files import read_json, read_safetensors, write_atomically
+from mbt_core.modality import Modality
+from mbt_core.model.backbone import resolve_backbone
+from mbt_core.model.block import Attended, Block
+from mbt_core.model.fusion.base import JOINT, Fusion, LayerRecord, recorder
+from mbt_core.model.head import SHARED, Head
+from mbt_core.model.stream import Stream
+from mbt_core.plugins import registry
+from mbt_core.schema import validate
+from mbt_core.tokens import Tokens
+
+Inputs = Mapping[str, Tensor | tuple[Tensor, Tensor | None]]
+TokenTransform = Callable[[dict[str, Tokens]], dict[str, Tokens]]
+
+
+@dataclass
+class Prediction:
+    """What a forward pass returns.
+
+    Args:
+        logits: [B, C], or task -> [B, C] where the head has `tasks`; mean over the present modalities.
+        modality_logits: name -> the same for one modality alone; empty for pool ``mean-joint``.
+        tokens: name -> [B, P + N, D] after the final norm.
+        embedding: [B, R], what the classifier sees, mean over the present modalities.
+        modality_embeddings: name -> [B, R]; empty for pool ``mean-joint``.
+        intermediates: one record a layer, if asked for.
+    """
+
+    logits: Any
+    modality_logits: dict[str, Any]
+    tokens: dict[str, Tensor]
+    embedding: Tensor
+    modality_embeddings: dict[str, Tensor]
+    intermediates: list[LayerRecord] | None = None
+
+
+class MBT(nn.Module):
+    """N-modality ViT with a fusion strategy (Nagrani et al., arXiv 2107.00135), always freshly initialised.
+
+    Args:
+        config: an `MBTConfig` or the same as a dictionary.
+
+    Attributes:
+        modalities: name -> `Modality` instance.
+        classes: task -> names of its classes, if known; saved with the model.
+
+    Raises:
+        ConfigError: for a wrong configuration.
+    """
+
+    def __init__(self, config: MBTConfig | Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = validate(MBTConfig, config)
+        self.backbone = resolve_backbone(self.config.backbone)
+        self.modalities: dict[str, Modality] = {
+            name: registry().modality_class(c.kind)(name, c) for name, c in self.config.modalities.items()
+        }
+        self.classes: dict[str, list[str]] = {}
+        names = list(self.modalities)
+        fusion, depth = self.config.fusion, self.backbone.depth
+        if fusion.layer > depth:
+            raise ConfigError(f"model.fusion.layer: {fusion.layer} is above the depth {depth}; expected 0 to {depth}")
+        if not self.config.head.outputs:
+            raise ConfigError("model.head: give classes (one task) or tasks (several)")
+        self.streams = nn.ModuleDict(
+            {
+                n: Stream(m.tokenizer(self.backbone.dim), self.backbone, self.config.pool == "cls")
+                for n, m in self.modalities.items()
+            }
+        )
+        strategy = registry().fusion_class(fusion.strategy)
+        self.fusion: Fusion = strategy(fusion, self.backbone, names, **fusion.options)
+        self.blocks = self._make_blocks(names)
+        self.head = Head(self.config.head, self.backbone, self.config.pool, names)
+
+    def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
+        """Set of blocks -> layer -> block; only the blocks that are used exist."""
+        depth, first = self.backbone.depth, self.config.fusion.layer
+        layers = {SHARED: range(depth)} if self.config.shared_encoder else {name: range(depth) for name in names}
+        if self.fusion.joint and not self.config.shared_encoder:
+            layers = {name: range(first) for name in names} | {JOINT: range(first, depth)}
+        rate = self.config.drop_path / max(depth - 1, 1)
+        return nn.ModuleDict(
+            {
+                key: nn.ModuleDict({str(i): Block(self.backbone, self.config, rate * i) for i in indices})
+                for key, indices in layers.items()
+            }
+        )
+
+    def blocks_of(self, layer: int) -> dict[str, Any]:
+        """Name (and `JOINT`, where the strategy has it) -> the block of `layer`, checkpointed if configured."""
+        index, found = str(layer), {}
+        joint = self.fusion.joint and layer >= self.config.fusion.layer
+        for name in [JOINT] if joint else self.modalities:
+            blocks = self.blocks[SHARED if self.config.shared_encoder else name]
+            block = blocks[index]  # type: ignore[index]
+            found[name] = _checkpointed(block) if self.config.checkpointing and self.training else block
+        return found
+
+    def forward(
+        self,
+        inputs: Inputs,
+        present: Mapping[str, Tensor] | None = None,
+        return_intermediates: bool = False,
+        transform: TokenTransform | None = None,
+    ) -> Prediction:
+        """Classifies a batch.
+
+        Args:
+            inputs: name -> the tokenizer's input, or (input, mask); any non-empty subset of the modalities. Never
+                changed.
+            present: name -> bool [B], whether a sample has the modality; None: all samples have all of `inputs`.
+            return_intermediates: record tokens, bottlenecks, queries and keys of every layer.
+            transform: applied to the tokens before class token and positions are added (mixup).
+        """
+        embedded = self.embed(inputs, transform)
+        return self.encode(embedded, present, return_intermediates=return_intermediates)
+
+    def embed(self, inputs: Inputs, transform: TokenTransform | None = None) -> dict[str, Tokens]:
+        """Inputs -> streams as they enter the first block, in the model's order of modalities.
+
+        Raises:
+            ValueError: for no input at all or an unknown modality.
+        """
+        for name in inputs:
+            if name not in self.modalities:
+                raise ValueError(unknown("modality", name, self.modalities))
+        if not inputs:
+            raise ValueError(f"no inputs; expected some of {list(self.modalities)}")
+        tokens = {}
+        for name in self.modalities:
+            if name in inputs:
+                given = inputs[name]
+                x, mask = given if isinstance(given, tuple) else (given, None)
+                tokens[name] = self.streams[name].tokenizer(x, mask)  # type: ignore[operator, union-attr]
+        if transform is not None:
+            tokens = transform(tokens)
+        return {name: self.streams[name](t) for name, t in tokens.items()}
+
+    @property
+    def first_fused(self) -> int:
+        """The first layer with exchange, as the model stands (training or evaluation)."""
+        alone = not self.training and not self.config.fusion.eval_bottlenecks
+        return self.backbone.depth if alone else self.config.fusion.layer
+
+    def encode_alone(self, embedded: Mapping[str, Tokens]) -> dict[str, Tokens]:
+        """Runs the layers below the fusion layer: each modality's result depends on that modality only."""
+        streams = {name: t.x for name, t in embedded.items()}
+        masks = {name: t.mask for name, t in embedded.items()}
+        for layer in range(self.first_fused):
+            streams = run_alone(self.blocks_of(layer), streams, masks, None)
+        return {name: Tokens(x, masks[name]) for name, x in streams.items()}
+
+    def encode(
+        self,
+        embedded: Mapping[str, Tokens],
+        present: Mapping[str, Tensor] | None = None,
+        start: int = 0,
+        return_intermediates: bool = False,
+    ) -> Prediction:
+        """Runs the blocks from layer `start` (0, or `first_fused` after `encode_alone`), and the head."""
+        streams = {name: t.x for name, t in embedded.items()}
+        masks = {name: t.mask for name, t in embedded.items()}
+        first = self.first_fused
+        records: list[LayerRecord] | None = [] if return_intermediates else None
+        state: Any = None
+        for layer in range(start, self.backbone.depth):
+            blocks = self.blocks_of(layer)
+            record: dict[str, list[Attended]] | None = None if records is None else {}
+            if layer == first:
+                state = self.fusion.start(streams)
+            if layer < first:
+                streams = run_alone(blocks, streams, masks, record)
+            else:
+                streams, state = self.fusion.layer(layer, blocks, streams, state, masks, present, record)
+            if records is not None and record is not None:
+                alone = {n: [(n, x.shape[1])] for n, x in streams.items()}
+                sources = alone if layer < first else {n: self.fusion.sources(streams, n) for n in streams}
+                records.append(LayerRecord(dict(streams), record, sources, self.fusion.bottlenecks_of(state)))
+        out = self.head(streams, masks, present, self.prefix)
+        single = self.config.head.tasks is None
+        return Prediction(
+            out.logits[DEFAULT_TASK] if single else out.logits,
+            {n: by_task[DEFAULT_TASK] if single else by_task for n, by_task in out.modality_logits.items()},
+            out.tokens,
+            out.embedding,
+            out.modality_embeddings,
+            records,
+        )
+
+    @property
+    def prefix(self) -> int:
+        """Number of class and register tokens that lead each stream."""
+        return int(self.config.pool == "cls") + self.backbone.registers
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes ``config.json`` and ``model.safetensors``, atomically each."""
+        from safetensors.torch import save_file
+
+        from mbt_core.files import write_atomically
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"model": self.config.model_dump(mode="json"), "classes": self.classes}
+        write_atomically(folder / "config.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
+        state = {key: value.contiguous() for key, value in self.state_dict().items()}
+        write_atomically(folder / "model.safetensors", lambda p: save_file(state, p))
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path) -> MBT:
+        """Loads a folder that `save_pretrained` or a run wrote.
+
+        Raises:
+            DataError: if a file is missing or not what it should be.
+        """
+        folder = Path(source)
+        content = read_json(folder / "config.json")
+        if not isinstance(content, dict) or "model" not in content:
+            raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")
+        model = cls(content["model"])
+        model.classes = content.get("classes", {})
+        model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        return model
+
+    def load_weights(self, state: Mapping[str, Tensor], source: str) -> None:
+        """Loads a complete state. Raises `DataError` that lists what does not fit."""
+        own = self.state_dict()
+        problems = [f"missing {key}" for key in own if key not in state]
+        problems += [f"unknown {key}" for key in state if key not in own]
+        problems += [
+            f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
+            for key in own
+            if key in state and state[key].shape != own[key].shape
+        ]
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise DataError(f"{source} does not fit this model: {'; '.join(problems[:5])}{more}")
+        self.load_state_dict(dict(state))
+
+
+def run_alone(
+    blocks: Mapping[str, Any], streams: Mapping[str, Tensor], masks: Mapping[str, Any], record: Any
+) -> dict[str, Tensor]:
+    """One layer without exchange."""
+    return {n: blocks[n](x, mask=masks[n], record=recorder(record, n)) for n, x in streams.items()}
+
+
+def _checkpointed(block: nn.Module) -> Callable[..., Tensor]:
+    def run(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, record: Any = None) -> Tensor:
+        return checkpoint(block, x, context, mask, record, use_reentrant=False)  # type: ignore[no-any-return]
+
+    return run

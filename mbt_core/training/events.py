@@ -1,0 +1,53 @@
+"""What happens in a run, for loggers and progress displays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Listener:
+    """Listens to a run; every method may be overridden, none must. Only the first process of a run has listeners."""
+
+    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
+        """A run begins (`step` 0) or goes on from `step` of `steps`; logs hold nothing later than `step`."""
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After every ``train.log_every`` steps: loss, lr, clips per second."""
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        """After an evaluation on val, or on train's own loss where there is none."""
+
+    def message(self, text: str) -> None:
+        """Something the user should know."""
+
+    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Training is finished; `metrics` of the test split, if there is one."""
+
+
+class Listeners(Listener):
+    """Passes every event on to several listeners, in order."""
+
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+
+    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
+        for listener in self.listeners:
+            listener.run_start(folder, config, step, steps)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        for listener in self.listeners:
+            listener.step(step, metrics)
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        for listener in self.listeners:
+            listener.epoch(step, metrics)
+
+    def message(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.message(text)
+
+    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        for listener in self.listeners:
+            listener.run_end(step, metrics)

@@ -1,0 +1,101 @@
+"""A run's folder on disk."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from mbt_core.config import Experiment, read_yaml, to_yaml
+from mbt_core.errors import ConfigError, DataError
+from mbt_core.files import write_atomically
+from mbt_core.schema import validate
+from mbt_core.version import __version__
+
+
+class RunFolder:
+    """``runs/NAME/``: ``config.yaml``, ``model.safetensors`` + ``config.json`` (best), ``state/`` (last), logs."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @classmethod
+    def named(cls, base: Path, name: str) -> RunFolder:
+        """A new folder below `base`: NAME, or NAME-2, NAME-3 ... if that is taken."""
+        for number in range(1, 100_000):
+            path = base / (name if number == 1 else f"{name}-{number}")
+            if not path.exists():
+                return cls(path)
+        raise ConfigError(f"{base}: too many runs named {name!r}; give --out")
+
+    def start(self, experiment: Experiment, command: str) -> None:
+        """Creates the folder and writes ``config.yaml``. Raises `ConfigError` if the folder holds anything."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"{self.path} exists and is not empty; go on with it by --resume {self.path}, or choose another --out"
+            )
+        header = "".join(f"# {line}\n" for line in _provenance(command))
+        write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment)))
+
+    def experiment(self) -> Experiment:
+        """The resolved experiment of the run. Raises `DataError` if this is no run folder."""
+        if not self.config_file.is_file():
+            raise DataError(f"{self.path} is no run folder: it has no config.yaml")
+        return validate(Experiment, read_yaml(self.config_file))
+
+    def write_bad_clips(self, failed: dict[str, str]) -> None:
+        """Writes ``bad_clips.csv`` (id, error), if there are any."""
+        import csv
+
+        if not failed:
+            return
+
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["id", "error"])
+                writer.writerows(sorted(failed.items()))
+
+        write_atomically(self.path / "bad_clips.csv", write)
+
+
+def _provenance(command: str) -> list[str]:
+    lines = [command, f"started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
+    versions = [f"mbt-fusion {__version__}", f"python {platform.python_version()}"]
+    for package in ("torch", "torchaudio", "torchvision", "timm", "av", "lightning-fabric"):
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    lines.append(", ".join(versions))
+    commit = _commit()
+    return [*lines, f"commit {commit}"] if commit else lines
+
+
+def _commit() -> str:
+    """Commit of the working folder, if it is a git checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def command_line() -> str:
+    """The command as the user gave it."""
+    import shlex
+
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,75 @@
+"""The loggers that come with the core: JSON lines and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mbt_core.files import write_atomically
+from mbt_core.training.events import Listener
+
+
+class JsonLines(Listener):
+    """``metrics.jsonl``: one object per logged step, evaluation and end: ``{"event", "step", "time", metric: value}``."""
+
+    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
+        self.path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self.path, lambda path: path.write_text(text))
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("step", step, metrics)
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("val", step, metrics)
+
+    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("end", step, metrics)
+
+    def _write(self, event: str, step: int, metrics: Mapping[str, float]) -> None:
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **metrics}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``; a last line that a killed process left unfinished is dropped."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+class TensorBoard(Listener):
+    """TensorBoard event files in the run folder."""
+
+    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # events after the step that a run goes on from are purged by TensorBoard itself
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("train", step, metrics)
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("val", step, metrics)
+
+    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._write("test", step, metrics)
+        self.writer.close()
+
+    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"{group}/{name}", value, step)

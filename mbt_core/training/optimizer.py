@@ -1,0 +1,100 @@
+"""Optimiser, its parameter groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import nn
+
+from mbt_core.config import TrainConfig
+from mbt_core.errors import ConfigError
+from mbt_core.model import MBT
+
+NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
+
+
+def lr_factor(step: int, steps: int, warmup: float) -> float:
+    """Linear warm-up over ``warmup * steps`` updates times cosine to zero over the rest.
+
+    min(1, s / w) * (1 + cos(pi * max(0, s - w) / (steps - w))) / 2 with s completed steps, as the reference: the first
+    update has a rate of 0 if there is a warm-up.
+    """
+    ramp = round(warmup * steps)
+    rise = min(1.0, step / ramp) if ramp else 1.0
+    return rise * 0.5 * (1 + math.cos(math.pi * max(0, step - ramp) / max(1, steps - ramp)))
+
+
+def freeze(model: MBT, config: TrainConfig) -> None:
+    """Sets `requires_grad` by ``train.tune`` and ``train.freeze``.
+
+    Raises:
+        ConfigError: for a pattern that matches no parameter, or if nothing is left to train.
+    """
+    first = model.config.fusion.layer
+    for name, parameter in model.named_parameters():
+        parts = name.split(".")
+        fused = parts[0] == "fusion" or (parts[0] == "blocks" and int(parts[2]) >= first)
+        trained = parts[0] == "head" or config.tune == "all" or (config.tune == "fused" and fused)
+        if parts[:2] == ["head", "norms"] and config.tune == "head":
+            trained = False
+        parameter.requires_grad_(trained)
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in config.freeze:
+        matched = [name for name in names if fnmatch(name, pattern)]
+        if not matched:
+            raise ConfigError(f"train.freeze: {pattern!r} matches no parameter; names look like {names[0]!r}, {names[-1]!r}")
+        for name in matched:
+            model.get_parameter(name).requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("train.freeze: nothing is left to train")
+
+
+def make_optimizer(model: MBT, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """SGD with momentum (not Nesterov) or AdamW over `parameter_groups`. Each group's ``scale`` multiplies the rate."""
+    groups = parameter_groups(model, config)
+    fused = device.type in ("cpu", "cuda")
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)
+
+
+def parameter_groups(model: MBT, config: TrainConfig) -> list[dict[str, Any]]:
+    """Trained parameters by (learning-rate scale, weight decay).
+
+    Biases, norms and learned tokens are not decayed. The scale is ``layer_decay`` to the power of the layers above,
+    times the factor of the modality a parameter belongs to.
+    """
+    depth = model.backbone.depth
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        parts = name.split(".")
+        layer = {"streams": 0, "blocks": 1}.get(parts[0], depth + 1)
+        if parts[0] == "blocks":
+            layer += int(parts[2])
+        scale = config.layer_decay ** (depth + 1 - layer)
+        for modality in set(parts) & set(config.lr_factors):
+            scale *= config.lr_factors[modality]
+        decay = 0.0 if parameter.ndim <= 1 or parts[-1] in NO_DECAY else config.weight_decay
+        groups.setdefault((scale, decay), []).append(parameter)
+    return [
+        {"params": parameters, "scale": scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets every group's rate to `lr` times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterable[tuple[str, nn.Parameter]]:
+    """(name, parameter) of everything the optimiser trains."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in trained]

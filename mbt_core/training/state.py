@@ -1,0 +1,100 @@
+"""The saved state of a run: one file, replaced atomically, from which an interrupted run goes on to the same weights.
+
+No random state is kept: all randomness is keyed by seed, epoch, example, step and rank.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mbt_core.errors import DataError
+from mbt_core.files import write_atomically
+from mbt_core.training.optimizer import named_state
+
+FILE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Args:
+        step: completed optimiser steps.
+        evaluated: the step of the last evaluation; -1: none yet.
+        best: value of the monitored metric of the best weights; None: none yet.
+        best_step: when it was reached.
+        stale: evaluations since then.
+        failed: clips of the training split that could not be read: row -> message.
+        finished: training is over, and so is the final evaluation.
+        results: metrics of the end.
+    """
+
+    step: int = 0
+    evaluated: int = -1
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    finished: bool = False
+    results: dict[str, float] = field(default_factory=dict)
+
+
+def save_state(
+    folder: Path, model_state: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor], progress: Progress
+) -> None:
+    """Writes ``folder/state.safetensors``. Raises `MBTError` if it cannot; the old one is then untouched."""
+    tensors = {f"model.{k}": v.contiguous() for k, v in model_state.items()}
+    tensors |= {f"optimizer.{k}": v.contiguous() for k, v in optimizer_state.items()}
+    metadata = {"progress": json.dumps(asdict(progress))}
+    write_atomically(folder / FILE, lambda path: save_file(tensors, path, metadata))
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
+    """(model, optimiser, progress) as saved. Raises `DataError` for a damaged file."""
+    path = folder / FILE
+    try:
+        with safe_open(path, "pt") as file:
+            progress = Progress(**json.loads(file.metadata()["progress"]))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not a saved state, or a damaged one ({error}); delete it to start anew") from None
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+    for key, value in tensors.items():
+        group, _, name = key.partition(".")
+        parts[group][name] = value
+    return parts["model"], parts["optimizer"], progress
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's buffers under ``PARAMETER/BUFFER``, whatever its groups are."""
+    found = {}
+    for name, parameter in named_state(model, optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                found[f"{name}/{key}"] = value
+    return found
+
+
+def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` took."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        name, _, buffer = key.rpartition("/")
+        by_name.setdefault(name, {})[buffer] = value
+    for name, parameter in named_state(model, optimizer):
+        if name in by_name:
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                for key, value in by_name[name].items()
+            }
