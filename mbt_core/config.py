@@ -245,6 +245,8 @@ class DataConfig(StrictModel):
 
     path: str | None = None
     """Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or folder of shards."""
+    dataset: str | None = None
+    """A data set that makes itself on first use, in place of `path`."""
     root: str | None = None
     """What the manifest's paths are relative to; its own folder if not given."""
     confine: bool = False
@@ -349,7 +351,7 @@ class TrainConfig(StrictModel):
         return value
 
     @model_validator(mode="after")
-    def _dropout(self) -> TrainConfig:
+    def _rates(self) -> TrainConfig:
         rates = self.modality_dropout
         for rate in rates.values() if isinstance(rates, dict) else [rates]:
             if not 0 <= rate < 1:

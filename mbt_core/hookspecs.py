@@ -48,11 +48,19 @@ class FusionSpec:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """A data set: the import path of ``build(annotations, media, **options) -> Manifest`` and a line of help."""
+    """A data set.
+
+    Args:
+        name: what users write in ``mbt data build NAME`` and ``data.dataset``.
+        help: a line.
+        build: import path of a function from official annotation files and a folder of media to a manifest.
+        make: import path of ``make() -> Path`` of a manifest, for a data set that makes itself on first use.
+    """
 
     name: str
-    build: str
     help: str = ""
+    build: str | None = None
+    make: str | None = None
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ class Provided:
     plugin: str
     version: str
 
-    @property
-    def origin(self) -> str:
-        return f"{self.plugin} {self.version}".strip()
+    location: str = ""
 
 
 @dataclass
@@ -38,7 +36,8 @@ class Registry:
     """All that the installed plugins provide, by kind of thing and by name."""
 
     manager: pluggy.PluginManager
-    versions: dict[str, str] = field(default_factory=dict)
+    distributions: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Name of a plugin -> (version, name of its distribution)."""
     _cache: dict[str, dict[str, Provided]] = field(default_factory=dict)
 
     def register(self, plugin: object, name: str | None = None) -> None:
@@ -71,7 +70,7 @@ class Registry:
                         f"two plugins provide {spec_name!r} ({hook.removeprefix('mbt_')}): "
                         f"{found[spec_name].plugin} and {name}; uninstall one of them"
                     )
-                found[spec_name] = Provided(spec, name, self.versions.get(name, ""))
+                found[spec_name] = Provided(spec, name, *self.distributions.get(name, ("", "registered by hand")))
         self._cache[hook] = found
         return found
 
@@ -170,5 +169,6 @@ def registry() -> Registry:
             continue
         seen.add(entry.value)
         _load(entry, manager)
-        found.versions[entry.name] = entry.dist.version if entry.dist else ""
+        if entry.dist:
+            found.distributions[entry.name] = (entry.dist.version, entry.dist.name)
     return found

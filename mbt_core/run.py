@@ -19,12 +19,12 @@ from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.sampler import EvalSampler, TrainSampler
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate
 from mbt_core.evaluate.predict import FilePrediction, predict_files
-from mbt_core.model import MBT
 from mbt_core.modality import Modality
-from mbt_core.plugins import registry
+from mbt_core.model import MBT
+from mbt_core.plugins import load_object, registry, require
 from mbt_core.pretrained import build
 from mbt_core.schema import validate
 from mbt_core.training.events import Listener, Listeners
@@ -120,7 +120,9 @@ class Run:
         manifest = open_manifest(config, self.model.modalities, self.classes)
         split = choose_split(manifest, split)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        found = _evaluate(self.experiment, self.model.to(fabric.device), manifest, split, fabric, views, subsets, progress)
+        found = _evaluate(
+            self.experiment, self.model.to(fabric.device), manifest, split, fabric, views, subsets, progress
+        )
         return split, found
 
     def predict(
@@ -183,8 +185,6 @@ def make_modalities(experiment: Experiment) -> dict[str, Modality]:
 
 def make_loggers(specs: Sequence[Any]) -> list[Listener]:
     """Instances of the chosen loggers. Raises `ConfigError` naming what to install."""
-    from mbt_core.plugins import load_object, require
-
     for spec in specs:
         require(spec, f"logger {spec.name!r}")
     return [load_object(spec.listener)() for spec in specs]
@@ -193,10 +193,21 @@ def make_loggers(specs: Sequence[Any]) -> list[Listener]:
 def open_manifest(
     config: DataConfig, modalities: Mapping[str, Modality], classes: Mapping[str, list[str]] | None = None
 ) -> Manifest:
-    """The manifest that a configuration names. Raises `ConfigError` if it names none."""
+    """The manifest that a configuration names, made first if it makes itself. Raises `ConfigError` if it names none."""
+    if config.dataset is not None and (config.path is None or not Path(config.path).exists()):
+        config = config.model_copy(update={"path": str(make_dataset(config.dataset))})
     if config.path is None:
         raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
     return Manifest.read(config.path, {name: m.reads for name, m in modalities.items()}, config, classes)
+
+
+def make_dataset(name: str) -> Path:
+    """The manifest of a data set that makes itself. Raises `ConfigError` for one that does not."""
+    known = {n: p.spec for n, p in registry().datasets.items() if p.spec.make}
+    if name not in known:
+        raise ConfigError(f"data.dataset: {unknown('data set that makes itself', name, known)}")
+    path: Path = load_object(known[name].make)()
+    return path
 
 
 def choose_split(manifest: Manifest, split: str | None) -> str:
@@ -222,7 +233,7 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
     check_tasks(experiment, manifest)
     tree = experiment.model_dump() | {"modalities": fitted}
     tree["model"]["head"] = head
-    tree["data"]["path"] = str(Path(experiment.data.path or "").resolve())
+    tree["data"]["path"] = str(manifest.path.resolve())
     return validate(Experiment, tree)
 
 
@@ -230,7 +241,9 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
     """Raises `ConfigError` if the head's tasks and classes are not those of the manifest."""
     for task, count in experiment.model.head.outputs.items():
         if task not in manifest.classes:
-            raise ConfigError(f"model.head: task {task!r} has no column in {manifest.path}; it has: {', '.join(manifest.tasks)}")
+            raise ConfigError(
+                f"model.head: task {task!r} has no column in {manifest.path}; it has: {', '.join(manifest.tasks)}"
+            )
         if experiment.model.head.kind_of(task) != "regression" and count != len(manifest.classes[task]):
             raise ConfigError(
                 f"model.head: {count} classes for {task!r}, but {manifest.path} has {len(manifest.classes[task])}"
@@ -301,7 +314,13 @@ def _train_loader(
 
 
 def _dataset(
-    experiment: Experiment, model: MBT, manifest: Manifest, *, training: bool, views: int = 1, cache: Cache | None = None
+    experiment: Experiment,
+    model: MBT,
+    manifest: Manifest,
+    *,
+    training: bool,
+    views: int = 1,
+    cache: Cache | None = None,
 ) -> ClipDataset:
     head = experiment.model.head
     return ClipDataset(
@@ -333,7 +352,9 @@ def _evaluate(
     views = views or config.views
     rows = manifest.splits[split]
     dataset = _dataset(experiment, model, manifest, training=False, views=views, cache=cache)
-    batch_size = config.batch_size or (experiment.train.batch_size if isinstance(experiment.train.batch_size, int) else 64)
+    batch_size = config.batch_size or (
+        experiment.train.batch_size if isinstance(experiment.train.batch_size, int) else 64
+    )
     sampler = EvalSampler(rows, max(1, batch_size // views), rank=fabric.global_rank, world=fabric.world_size)
     loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
 

@@ -1,1 +1,18 @@
+"""The command line ``mbt``: thin; every command parses, calls `mbt_core` and prints."""
 
+from __future__ import annotations
+
+from mbt_core.hookspecs import CommandSpec, hookimpl
+
+
+@hookimpl
+def mbt_commands() -> list[CommandSpec]:
+    return [
+        CommandSpec("train", "Train a model on your media files or a benchmark.", "mbt_cli.train:train", "Models"),
+        CommandSpec("eval", "Evaluate a run on a split of a data set.", "mbt_cli.evaluate:evaluate", "Models"),
+        CommandSpec("predict", "Classify media files.", "mbt_cli.predict:predict", "Models"),
+        CommandSpec("convert", "Convert checkpoints from and to other formats.", "mbt_cli.convert:app", "Models"),
+        CommandSpec("data", "Make, check and prepare data.", "mbt_cli.data:app", "Data"),
+        CommandSpec("recipes", "List and show recipes.", "mbt_cli.recipes:app", "Framework"),
+        CommandSpec("plugins", "List plugins and what they need.", "mbt_cli.plugins:app", "Framework"),
+    ]

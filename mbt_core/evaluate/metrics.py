@@ -17,7 +17,7 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     """Metrics of one task.
 
     Args:
-        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae``, ``r2``.
+        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae, r2``.
         logits_NC: float [N, C].
         target: class indices [N], multi-hot [N, C], or values [N, C].
     """
@@ -39,7 +39,7 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
 
 
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
-    """Non-interpolated average precision of each class [C]; NaN for a class without positives (left out of the mean)."""
+    """Non-interpolated average precision of each class [C]; NaN without positives (left out of the mean)."""
     # float64 of the raw logits: a sigmoid in float32 would tie large ones
     order = _ranks(logits_NC)
     ap = multilabel_average_precision(order, target_NC.long(), target_NC.shape[1], average="none")

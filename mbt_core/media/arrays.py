@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from mbt_core.media.errors import MediaError, reason
+from mbt_core.media.errors import reason
 
-SUFFIXES = (".npy", ".npz", ".csv", ".parquet")
 NAMED = "array"  # the one to take of several arrays in an .npz
 
 
-def load_array(file: BinaryIO, name: str) -> np.ndarray:
-    """float32 array, see `Clip.array`; `name` says what kind of file it is."""
+def load_array(file: BinaryIO, suffix: str) -> np.ndarray:
+    """float32 array of at least two dimensions out of a file with this suffix, see `Clip.array`."""
     try:
-        loaded = LOADERS[Path(name).suffix.lower()](file)
-    except Exception as error:  # whatever a parser says about a damaged file
-        raise MediaError(f"{name}: cannot read the array: {reason(error)}") from error
+        loaded = LOADERS[suffix](file)
+    except Exception as error:  # parsers say what they like about damaged files
+        raise ValueError(reason(error)) from error
     if loaded.dtype.kind not in "biuf" or loaded.ndim == 0:
-        raise MediaError(f"{name}: expected an array of numbers, found {loaded.dtype} of shape {loaded.shape}")
+        raise ValueError(f"expected numbers, found {loaded.dtype} of shape {loaded.shape}")
     return np.ascontiguousarray(np.atleast_2d(loaded), np.float32)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
@@ -47,15 +49,16 @@ class Clip:
         self.timeout = timeout
         self._source = source
         self._suffix = PurePath(str(source) if is_path else self.name).suffix.lower()
-        self._literal: str | None = None
         self._file: BinaryIO | None = None
         self._container: Container | None = None
+        self._array: np.ndarray | None = None
+        self._text: str | None = None
 
     @classmethod
     def of_text(cls, text: str, name: str) -> Self:
         """A clip that is the literal `text`, as a manifest's cell holds it."""
-        clip = cls(b"", name)
-        clip._literal = text
+        clip = cls(text.encode(), name)
+        clip._suffix = TEXTS[0]
         return clip
 
     def __enter__(self) -> Self:
@@ -75,24 +78,18 @@ class Clip:
             self._container.close()
         if self._file is not None and self._file is not self._source:
             self._file.close()
-        self._container = self._file = self._array = None
+        self._file = self._container = self._array = self._text = None
 
     def has(self, reads: str) -> bool:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
         if reads not in READS:
-            raise ValueError(f"reads must be one of {READS}, got {reads!r}")
-        return reads in self._offers()
-
-    def _offers(self) -> tuple[str, ...]:
-        if self._is_text:
-            self.text()
-            return ("text",)
-        if self._is_array:
-            self.array()
-            return ("array",)
-        with self._reading("open it") as container:
-            streams = {"frames": container.video, "waveform": container.audio}
-        return tuple(reads for reads, stream in streams.items() if stream is not None)
+            raise ValueError(f"expected one of {READS}, got {reads!r}")
+        if self._suffix in TEXTS:
+            return self.text() is not None and reads == "text"
+        if self._suffix in LOADERS:
+            return self.array() is not None and reads == "array"
+        with self._reading("open it"):
+            return self._stream_for(reads) is not None
 
     @property
     def duration(self) -> float | None:
@@ -102,31 +99,24 @@ class Clip:
 
     def duration_of(self, reads: str) -> float | None:
         """Seconds until what `reads` names ends; None if the file does not offer it, or it has no duration."""
-        if not self.has(reads) or self._is_text or self._is_array:
-            return None
-        with self._reading("find its length") as container:
-            if container.is_still:
+        with self._reading("find its length"):
+            if not self._is_timed(reads):
                 return None
-            stream = container.video if reads == "frames" else container.audio
-            end = container.end_of(stream)
-            return container.last_time if end is None else end
+            end = self._media().end_of(self._stream_for(reads))
+            return self._media().last_time if end is None else end
 
     @property
     def frame_rate(self) -> float | None:
         """Mean frames a second; None without video and for stills."""
-        if not self.has("frames"):
-            return None
-        with self._reading("find its frame rate") as container:
-            rate = container.video.average_rate or container.video.guessed_rate
-            return None if container.is_still or not rate else float(rate)
+        with self._reading("find its frame rate"):
+            rate = self._media().video.average_rate if self._is_timed("frames") else None
+            return float(rate) if rate else None
 
     @property
     def sample_rate(self) -> int | None:
         """Samples a second as stored; None without sound."""
-        if not self.has("waveform"):
-            return None
-        with self._reading("find its sample rate") as container:
-            return container.audio.sample_rate
+        with self._reading("find its sample rate"):
+            return self._media().audio.sample_rate if self._is_timed("waveform") else None
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -156,10 +146,10 @@ class Clip:
             raise ValueError(f"times must be finite numbers, at least one, got {times}")
         if (short_side is not None and size is not None) or min(short_side or 1, *(size or (1,))) < 1:
             raise ValueError(f"expected a short_side or a size above 0, got {short_side} and {size}")
-        with self._reading("decode its video") as container:
-            if container.video is None:
-                raise MediaError(f"{self.name}: it has no video stream")
-            return frames_at(container, [float(t) for t in times], short_side, size)
+        if not self.has("frames"):
+            raise MediaError(f"{self.name}: it has no video stream")
+        with self._reading("decode its frames"):
+            return frames_at(self._media(), [float(t) for t in times], short_side, size)
 
     def waveform(self, start: float, stop: float, rate: int) -> np.ndarray:
         """The sound from `start` to `stop` seconds: the mean of all channels, resampled, zero where there is none.
@@ -172,10 +162,10 @@ class Clip:
         """
         if not (np.isfinite([start, stop]).all() and stop >= start and rate > 0):
             raise ValueError(f"expected start <= stop and a rate above 0, got {start}, {stop} and {rate}")
-        with self._reading("decode its sound") as container:
-            if container.audio is None:
-                raise MediaError(f"{self.name}: it has no audio stream")
-            return waveform_in(container, start, stop, rate)
+        if not self.has("waveform"):
+            raise MediaError(f"{self.name}: it has no audio stream")
+        with self._reading("decode its sound"):
+            return waveform_in(self._media(), start, stop, rate)
 
     def array(self) -> np.ndarray:
         """The array of an .npy, .npz, .csv or .parquet file.
@@ -184,19 +174,62 @@ class Clip:
         or the one called "array"; .csv and .parquet: the columns that hold numbers are the channels, empty cells NaN.
 
         Returns:
-            float32, [channels, samples] (or more dimensions, from .npy and .npz).
+            float32 [channels, samples], or of more dimensions if stored so. It is kept: do not change it.
         """
-        if not self._is_array:
-            raise MediaError(f"{self.name}: it is no array; arrays are files ending in {', '.join(LOADERS)}")
+        if self._suffix not in LOADERS:
+            raise MediaError(f"{self.name}: no array; expected a file ending in {', '.join(LOADERS)}")
         if self._array is None:
-            with self._reading("open it", as_media=False):
-                self._array = load_array(self._opened(), self._suffix, self.name)
+            with self._reading("read its array"):
+                self._array = load_array(self._opened(), self._suffix)
         return self._array
 
     def text(self) -> str:
         """The text of a .txt file in UTF-8, or the literal text."""
-        if not self._is_text:
-            raise MediaError(f"{self.name}: it is no text; texts are files ending in {', '.join(TEXTS)}")
-        if self._literal is None:
-            ...
-        return self._literal
+        if self._suffix not in TEXTS:
+            raise MediaError(f"{self.name}: no text; expected a file ending in {', '.join(TEXTS)}")
+        if self._text is None:
+            with self._reading("read its text"):
+                self._text = self._opened().read().decode("utf-8-sig")
+        return self._text
+
+    def _opened(self) -> BinaryIO:
+        """The open file, at its start."""
+        if self._file is None:
+            if isinstance(self._source, bytes):
+                self._file = io.BytesIO(self._source)
+            elif isinstance(self._source, str | Path):
+                if not stat.S_ISREG(os.stat(self._source).st_mode):
+                    raise MediaError(f"{self.name}: not a file")
+                self._file = Path(self._source).open("rb")  # noqa: SIM115 - `close` closes it
+            else:
+                self._file = self._source
+        self._file.seek(0)
+        return self._file
+
+    def _media(self) -> Container:
+        """The opened container, with its clock started."""
+        if self._container is None:
+            self._container = Container(self._opened(), self.name, self.timeout)
+        self._container.start_clock()
+        return self._container
+
+    def _is_timed(self, reads: str) -> bool:
+        """Whether the file offers what `reads` names as a stream in time."""
+        return reads in ("frames", "waveform") and self.has(reads) and not self._media().is_still
+
+    def _stream_for(self, reads: str) -> Any:
+        """The stream that holds what `reads` names, or None."""
+        media = self._media()
+        return {"frames": media.video, "waveform": media.audio}.get(reads)
+
+    @contextmanager
+    def _reading(self, what: str) -> Iterator[None]:
+        """Turn what goes wrong below into a `MediaError` that names the file."""
+        try:
+            yield
+        except MediaError:
+            raise
+        except av.ExitError as error:
+            raise MediaError(f"{self.name}: took longer than {self.timeout:g} s to read") from error
+        except FAILURES as error:
+            raise MediaError(f"{self.name}: cannot {what}: {reason(error)}") from error

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import av
 from av.stream import Discard, Disposition
 
-from mbt_core.media.errors import MediaError
+from mbt_core.media.errors import MediaError, reason
+from mbt_core.media.lengths import is_truncated
 
 # Formats that hold their own media. Left out are playlists and scripts (hls, concat, ...), which name other files
 # or hosts, and demuxers that take anything for media (text screens, raw samples).
@@ -18,9 +22,6 @@ FORMATS = (
     "yuv4mpegpipe,wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,wv,tta,ape,"
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,j2k_pipe"
 )
-# Formats whose header states the length: a file that ends well before it is truncated.
-STATING_LENGTH = ("matroska,webm", "wav", "w64", "flac")
-LENGTH_TOLERANCE = 0.5  # seconds
 MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 # Damage is an error and not a concealed picture.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
@@ -45,17 +46,18 @@ class Container:
         self.name = name
         self.timeout = timeout
         self.start_clock()
+        if is_truncated(file):
+            raise MediaError(f"{name}: truncated: the file is shorter than it says")
         self._open()
         self.zero = (self.input.start_time or 0) / av.time_base
         self.is_still = self.input.format.name.endswith("_pipe")
-        self._check_index()
+        if self.video is None and self.audio is None:
+            raise MediaError(f"{name}: it holds neither video nor sound")
 
     def _open(self) -> None:
         self.file.seek(0)
         options = {"format_whitelist": FORMATS}
-        self.input: Any = av.open(
-            self.file, container_options=options, metadata_errors="replace", timeout=self.timeout
-        )
+        self.input: Any = av.open(self.file, container_options=options, metadata_errors="replace", timeout=self.timeout)
         pictures = [s for s in self.input.streams.video if not s.disposition & Disposition.attached_pic]
         sounds = sorted(self.input.streams.audio, key=lambda s: not s.disposition & Disposition.default)
         self.video: Any = pictures[0] if pictures else None
@@ -83,9 +85,9 @@ class Container:
         """When `stream` ends, in seconds, as the file states it; None if it does not."""
         if stream.duration is not None:
             return self.begin_of(stream) + stream.duration * float(stream.time_base)
-        if "DURATION" in stream.metadata:  # Matroska
-            hours, minutes, seconds = stream.metadata["DURATION"].split(":")
-            return 3600 * int(hours) + 60 * int(minutes) + float(seconds) - self.zero
+        tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
+        if tag is not None:
+            return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - self.zero
         return None if self.input.duration is None else self.input.duration / av.time_base
 
     def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
@@ -95,8 +97,7 @@ class Container:
         keyframe before `start`.
 
         Raises:
-            MediaError: there is nothing to decode, the file is truncated, or the time is over. Errors of PyAV
-                (corrupt data) pass through.
+            MediaError: there is nothing to decode, the data is corrupt, or the time is over.
         """
         if stream.codec_context is None:
             raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
@@ -123,29 +124,28 @@ class Container:
             return  # this format, or this spot of the file, cannot be sought
         stream = self.input.streams[index]
         tick = float(stream.time_base)
-        expected, end = 0.0, 0.0
-        key_pts: int | None = None
+        expected = 0.0
+        key_pts: float = math.inf  # of the keyframe where decoding began
         for packet in self.input.demux(stream):
             self._check_clock()
-            if origin is not None and key_pts is None:
-                if not packet.is_keyframe or packet.pts is None:
+            if key_pts == math.inf:
+                if packet.is_keyframe and packet.pts is not None:
+                    key_pts = packet.pts
+                elif origin is not None:
                     continue
-                key_pts = packet.pts
-            if packet.pts is not None:
-                end = (packet.pts + (packet.duration or 0)) * tick - self.zero
             try:
                 frames = packet.decode()
-            except av.InvalidDataError:
-                if key_pts is not None and packet.pts is not None and packet.pts < key_pts:
-                    continue  # it is shown before the keyframe and needs pictures from before it (open GOP)
-                raise
+            except av.FFmpegError as error:
+                if packet.pts is not None and packet.pts < key_pts:
+                    continue  # shown before the keyframe, made from pictures before it (open GOP): not to be had
+                where = f"its {stream.type} after {expected:.2f} s"
+                raise MediaError(f"{self.name}: cannot decode {where}: {reason(error)}") from error
             for frame in frames:
                 if frame.pts is None and origin is not None:
                     return  # without timestamps only counting from the start tells the time
                 at = expected if frame.pts is None else frame.pts * tick - self.zero
                 expected = at + length_of(frame, stream)
                 yield at, frame
-        self._check_length(end)
 
     def _seek(self, index: int, origin: float | None) -> None:
         """Go to the keyframe before `origin`; read only packets of stream `index` from there on."""
@@ -163,6 +163,7 @@ class Container:
             stream.discard = Discard.default if stream.index == index else Discard.all
         self.at_start = False
 
+    @cached_property
     def last_time(self) -> float:
         """When the last packet of any stream ends, in seconds, found by reading through the file."""
         self.input.close()
@@ -171,29 +172,16 @@ class Container:
         end = 0.0
         for packet in self.input.demux():
             self._check_clock()
+            length = float((packet.duration or 0) * packet.time_base)
             if packet.pts is not None:
-                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero)
+                end = max(end, float(packet.pts * packet.time_base) - self.zero + length)
+            else:
+                end += length
         return end
 
     def _check_clock(self) -> None:
         if time.monotonic() > self.deadline:
             raise MediaError(f"{self.name}: took longer than {self.timeout:g} s to read")
-
-    def _check_index(self) -> None:
-        """A file whose index points behind its end is truncated."""
-        size = self.file.seek(0, 2)
-        for stream in self.input.streams:
-            entries = stream.index_entries
-            if len(entries) and entries[len(entries) - 1].pos + entries[len(entries) - 1].size > size:
-                raise MediaError(f"{self.name}: truncated: its index goes on after its end at byte {size}")
-
-    def _check_length(self, end: float) -> None:
-        """A file that was read to `end` must not state a much later one."""
-        stated = (self.input.duration or 0) / av.time_base - LENGTH_TOLERANCE
-        if self.input.format.name in STATING_LENGTH and end < stated:
-            end = self.last_time()  # another stream may be the longer one
-            if end < stated:
-                raise MediaError(f"{self.name}: truncated: it ends after {end:.2f} s of {stated:.2f} s")
 
 
 def length_of(frame: Any, stream: Any) -> float:

@@ -17,6 +17,8 @@ from mbt_core.media.errors import MediaError
 
 # Times further apart than this are sought one by one: no group of pictures that matters is that long.
 FAR_APART = 20.0
+# Without the last two, swscale's pictures are darker by 2 levels of 255.
+FLAGS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 class Scaler:
@@ -42,10 +44,9 @@ class Scaler:
         """[H, W, 3] uint8."""
         transpose, flip_rows, flip_columns = orientation(frame)
         if self.size is None:
-            self.size = self._target(frame.width, frame.height) if transpose else self._target(frame.height, frame.width)
+            self.size = self._target(*((frame.width, frame.height) if transpose else (frame.height, frame.width)))
         height, width = reversed(self.size) if transpose else self.size
-        flags = Interpolation.BILINEAR | Interpolation.ACCURATE_RND
-        scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1)
+        scaled = self.reformatter.reformat(frame, width, height, "rgb24", interpolation=FLAGS, threads=1)
         picture_HW3 = scaled.to_ndarray()
         if transpose:
             picture_HW3 = picture_HW3.transpose(1, 0, 2)

@@ -39,12 +39,16 @@ class RunFolder:
                 return cls(path)
         raise ConfigError(f"{base}: too many runs named {name!r}; give --out")
 
-    def start(self, experiment: Experiment, command: str) -> None:
-        """Creates the folder and writes ``config.yaml``. Raises `ConfigError` if the folder holds anything."""
+    def check_unused(self) -> None:
+        """Raises `ConfigError` if the folder holds anything."""
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError(
                 f"{self.path} exists and is not empty; go on with it by --resume {self.path}, or choose another --out"
             )
+
+    def start(self, experiment: Experiment, command: str) -> None:
+        """Creates the folder and writes ``config.yaml``. Raises `ConfigError` if the folder holds anything."""
+        self.check_unused()
         header = "".join(f"# {line}\n" for line in _provenance(command))
         write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment)))
 
@@ -87,7 +91,11 @@ def _commit() -> str:
     """Commit of the working folder, if it is a git checkout."""
     try:
         done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=False
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -13,7 +13,7 @@ from mbt_core.training.events import Listener
 
 
 class JsonLines(Listener):
-    """``metrics.jsonl``: one object per logged step, evaluation and end: ``{"event", "step", "time", metric: value}``."""
+    """``metrics.jsonl``: an object per logged step, evaluation and end: ``{"event", "step", "time", NAME: value}``."""
 
     def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
         self.path = folder / "metrics.jsonl"

@@ -164,7 +164,9 @@ class Trainer:
                 self.fabric.backward(loss)
             self._loss += loss.detach()
         if config.clip_grad is not None:
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=config.clip_grad, error_if_nonfinite=False)
+            self.fabric.clip_gradients(
+                self.wrapped, self.optimizer, max_norm=config.clip_grad, error_if_nonfinite=False
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

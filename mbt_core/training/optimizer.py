@@ -46,7 +46,9 @@ def freeze(model: MBT, config: TrainConfig) -> None:
     for pattern in config.freeze:
         matched = [name for name in names if fnmatch(name, pattern)]
         if not matched:
-            raise ConfigError(f"train.freeze: {pattern!r} matches no parameter; names look like {names[0]!r}, {names[-1]!r}")
+            raise ConfigError(
+                f"train.freeze: {pattern!r} matches no parameter; names look like {names[0]!r}, {names[-1]!r}"
+            )
         for name in matched:
             model.get_parameter(name).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
@@ -83,8 +85,7 @@ def parameter_groups(model: MBT, config: TrainConfig) -> list[dict[str, Any]]:
         decay = 0.0 if parameter.ndim <= 1 or parts[-1] in NO_DECAY else config.weight_decay
         groups.setdefault((scale, decay), []).append(parameter)
     return [
-        {"params": parameters, "scale": scale, "weight_decay": decay}
-        for (scale, decay), parameters in groups.items()
+        {"params": parameters, "scale": scale, "weight_decay": decay} for (scale, decay), parameters in groups.items()
     ]
 
 

@@ -29,7 +29,7 @@ class AudioConfig(ModalityConfig):
     channels: PositiveInt = 1
     """Channels the spectrogram is repeated to; the released models have 3."""
     mean: float | Auto = "auto"
-    """Subtracted from the log-mel values; ``auto``: the training data's mean (AudioSet in the released models: 1.102)."""
+    """Subtracted from the log-mel values; ``auto``: the training data's mean (released models: 1.102)."""
     std: PositiveFloat | Auto = "auto"
     """The log-mel values are divided by it; ``auto``: the training data's deviation (released models: 2.762)."""
     time_masks: Annotated[int, Field(ge=0)] = 0

@@ -20,8 +20,8 @@ Statistic = float | tuple[float, float, float]
 class RgbConfig(ModalityConfig):
     """Frames of a video, or a still; the defaults are the paper's input.
 
-    Of the augmentation, what the paper names is on: random crop, flip, colour jitter; colour drop and scale jitter, which
-    only the released models were trained with, are off.
+    Of the augmentation, what the paper names is on: random crop, flip, colour jitter. Colour drop and scale jitter,
+    which only the released models were trained with, are off.
     """
 
     kind: str = "rgb"

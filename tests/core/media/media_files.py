@@ -15,7 +15,7 @@ LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 
 def grey(index: int) -> int:
     """The grey level (0-255) of frame `index` of `counting`."""
-    return 20 + (index * 23) % 210
+    return 16 + 4 * (index % 56)
 
 
 def counting(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -24,7 +24,7 @@ def counting(frames: int, height: int = 48, width: int = 64) -> np.ndarray:
     return np.broadcast_to(levels[:, None, None, None], (frames, height, width, 3)).copy()
 
 
-def shown(frames: np.ndarray, count: int = 60) -> list[int]:
+def shown(frames: np.ndarray, count: int = 56) -> list[int]:
     """Which frame of `counting` each of [T, H, W, 3] `frames` is, by its mean grey level."""
     levels = np.array([grey(i) for i in range(count)])
     return [int(np.abs(levels - frame.mean()).argmin()) for frame in frames]

@@ -1,0 +1,64 @@
+"""What the commands print: tables for people, one JSON document for programs, errors on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Prints ``Error: message`` on stderr and exits with `code`."""
+    print(f"Error: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def note(message: str) -> None:
+    """A line on stderr, so that stdout stays the result's."""
+    print(message, file=sys.stderr)
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    json.dump(document, sys.stdout, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    sys.stdout.write("\n")
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A rich table; the first column to the left, the others to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    made = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def show(*renderables: Any) -> None:
+    """Prints to stdout with rich."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def metrics_table(title: str, metrics: Mapping[str, float], modalities: Sequence[str]) -> Table:
+    """One row a metric, one column for the fused result and each modality."""
+    names = list(dict.fromkeys(name.partition("[")[0] for name in metrics))
+    sources = [m for m in modalities if any(f"{name}[{m}]" in metrics for name in names)]
+
+    def cell(key: str) -> str:
+        return f"{metrics[key]:.4f}" if key in metrics else ""
+
+    rows = [[name, cell(name), *(cell(f"{name}[{m}]") for m in sources)] for name in names]
+    return table(title, ["metric", "fused" if len(modalities) > 1 else modalities[0], *sources], rows)

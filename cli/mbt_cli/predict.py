@@ -1,0 +1,52 @@
+"""``mbt predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mbt_cli.output import print_json, show, table
+from mbt_cli.train import DeviceOption
+
+if TYPE_CHECKING:
+    from mbt_core.evaluate.predict import FilePrediction
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Media files or folders of them.", show_default=False)],
+    top: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
+    every: Annotated[
+        float | None,
+        typer.Option(help="Slide a window over each file, a start every so many seconds.", show_default=False),
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Classify media files with whatever modalities each has."""
+    from mbt_core.run import load
+
+    predictions = load(run).predict(files, top, every, device)
+    if as_json:
+        print_json([p.as_json() for p in predictions])
+    else:
+        for prediction in predictions:
+            show(*_shown(prediction))
+    if any(p.error is not None for p in predictions):
+        raise typer.Exit(1)
+
+
+def _shown(prediction: FilePrediction) -> list[object]:
+    if prediction.error is not None:
+        return [f"{prediction.file}: {prediction.error.removeprefix(prediction.file).lstrip(': ')}"]
+    place = "" if prediction.start is None else f"  {prediction.start:.1f}-{prediction.end:.1f} s"
+    title = f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})"
+    tables = []
+    for task, best in prediction.top.items():
+        rows = [[label, f"{score:.3f}", "█" * round(20 * score) or "▏"] for label, score in best]
+        made = table(title if not tables else "", [task, "score", ""], rows)
+        made.columns[2].justify = "left"
+        tables.append(made)
+    return list(tables)

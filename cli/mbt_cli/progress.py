@@ -1,0 +1,70 @@
+"""Progress of a run on the terminal, and words for running out of memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from mbt_core.config import Experiment
+from mbt_core.errors import MBTError
+from mbt_core.training.events import Listener
+
+
+class Progress(Listener):
+    """A bar with loss, clips per second and time left; a line per evaluation. Plain lines without a terminal."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.bar: Bar | None = None
+        self._last = 0.0
+
+    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
+        self.console.print(f"run folder {folder}" + (f", from step {step}" if step else ""))
+        self.steps = steps
+        if self.console.is_terminal:
+            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self.bar = Bar(*columns, console=self.console, transient=True)
+            self.task = self.bar.add_task("", total=steps, completed=step)
+            self.bar.start()
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        text = f"loss {metrics['loss']:.4f}  {metrics['clips_per_second']:.0f} clips/s"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=text)
+        elif time.monotonic() - self._last > 15 or step >= self.steps:
+            self._last = time.monotonic()
+            self.console.print(f"step {step}/{self.steps}  {text}")
+
+    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
+        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if "[" not in name]
+        self.console.print(f"step {step}  val: {'  '.join(shown)}")
+
+    def message(self, text: str) -> None:
+        self.console.print(text)
+
+    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
+@contextmanager
+def explain_memory(experiment: Experiment) -> Iterator[None]:
+    """Turns running out of memory into a message that says what to lower."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        batch = experiment.train.batch_size
+        raise MBTError(
+            f"out of memory with train.batch_size={batch}, train.accumulate={experiment.train.accumulate}: compute the batch "
+            "in more parts (--set train.accumulate=4), lower train.batch_size, or set model.checkpointing=true"
+        ) from error

@@ -1,0 +1,152 @@
+"""Checks and normalises a manifest's columns: text, seconds, ids, and where each modality is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mbt_core.errors import ConfigError, DataError, nearest
+
+TEXT = "text"
+"""What a modality reads that a cell may hold itself; a shared media file never serves it."""
+COLUMNS = ("id", "path", "start", "end", "label", "split")
+
+Columns = Mapping[str, pa.LargeStringArray]
+
+
+@dataclass(frozen=True)
+class SourceColumns:
+    """Where a modality's sources are: a column of files, a column of texts, or both (a text wins)."""
+
+    files: pa.LargeStringArray | None
+    texts: pa.LargeStringArray | None = None
+
+
+def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
+    """A column as text, null as ``""``; lists of text are joined by ``;``.
+
+    Raises:
+        DataError: for a type that has no text (structures), or a NUL byte.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    try:
+        if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            column = pc.binary_join(column.cast(pa.list_(pa.string())), ";")
+        elif pa.types.is_floating(column.type):
+            column = pc.if_else(pc.is_nan(column), None, column)
+        text = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{where}: expected text, came {column.type}") from None
+    has_nul = pc.match_substring(text, "\0")
+    if pc.any(has_nul).as_py():
+        raise DataError(f"{where}: row {first(has_nul) + 1} contains a NUL byte")
+    return text
+
+
+def as_seconds(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """A column of non-negative numbers of seconds -> float64 [N], NaN where empty. Raises `DataError`."""
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        numbers = column.cast(pa.float64())
+    else:
+        text = pc.utf8_trim_whitespace(as_text(column, where))
+        try:
+            numbers = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
+        except pa.ArrowInvalid:
+            index, value = next((i, v) for i, v in enumerate(text.to_pylist()) if v and not _is_number(v))
+            raise DataError(f"{where}: row {index + 1}: expected seconds, came {value!r}") from None
+    values = pc.fill_null(numbers, np.nan).to_numpy()
+    wrong = (values < 0) | np.isinf(values)
+    if wrong.any():
+        index = int(wrong.argmax())
+        raise DataError(f"{where}: row {index + 1}: expected seconds >= 0, came {values[index]:g}")
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        pa.scalar(text).cast(pa.float64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def first(mask: pa.BooleanArray) -> int:
+    """Index of the first true value."""
+    return int(pc.index(mask, True).as_py())
+
+
+def encode(column: pa.LargeStringArray, keep_empty: bool = False) -> tuple[np.ndarray, list[str]]:
+    """Distinct cell of each row, int32 [N], and the distinct cells in order of appearance; an empty cell is -1."""
+    if not keep_empty:
+        column = pc.utf8_trim_whitespace(column)
+        column = pc.if_else(pc.equal(column, ""), None, column)
+    encoded = column.dictionary_encode()
+    return pc.fill_null(encoded.indices, -1).to_numpy(), encoded.dictionary.to_pylist()
+
+
+def check_ids(columns: Columns, path: Path, found: Sequence[str]) -> pa.LargeStringArray:
+    if "id" not in columns:
+        raise DataError(f"{path}: no column 'id'.{nearest('id', found)} Columns found: {_listed(found)}")
+    ids = columns["id"]
+    empty = pc.equal(ids, "")
+    if pc.any(empty).as_py():
+        raise DataError(f"{path}: row {first(empty) + 1} has no id")
+    if pc.count_distinct(ids).as_py() < len(ids):
+        counts = pc.value_counts(ids)
+        repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        name = repeated[0].as_py()
+        numbers = pc.indices_nonzero(pc.equal(ids, name)).to_pylist()
+        raise DataError(
+            f"{path}: the id {name!r} is in rows {numbers[0] + 1} and {numbers[1] + 1}; "
+            f"ids must be unique ({len(repeated)} are not)"
+        )
+    return ids
+
+
+def find_sources(
+    name: str, reads: str, columns: Columns, path: Path, found: Sequence[str]
+) -> SourceColumns:
+    if name in COLUMNS:
+        raise ConfigError(f"modalities: {name!r} is a column of every manifest; choose another name, e.g. my_{name}")
+    own, own_path = columns.get(name), columns.get(f"{name}.path")
+    if reads == TEXT:
+        if own is None and own_path is None:
+            raise DataError(
+                f"{path}: nothing for modality {name!r}: expected a column {name!r} (texts) or '{name}.path' (files)."
+                f"{nearest(name, found)} Columns found: {_listed(found)}"
+            )
+        return SourceColumns(own_path, own)
+    files = next((c for c in (own, own_path, columns.get("path")) if c is not None), None)
+    if files is None:
+        raise DataError(
+            f"{path}: nothing for modality {name!r}: expected a column {name!r} (its own files) or 'path' (files that "
+            f"modalities share).{nearest(name, found)} Columns found: {_listed(found)}"
+        )
+    return SourceColumns(files)
+
+
+def _listed(found: Sequence[str]) -> str:
+    more = f", ... ({len(found)} in all)" if len(found) > 30 else ""
+    return ", ".join(map(repr, found[:30])) + more
+
+
+def read_spans(table: pa.Table, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    start, end = (
+        as_seconds(table[name], f"{path}: column {name!r}")
+        if name in table.column_names
+        else np.full(table.num_rows, np.nan)
+        for name in ("start", "end")
+    )
+    inverted = end <= np.nan_to_num(start)
+    if inverted.any():
+        index = int(inverted.argmax())
+        raise DataError(
+            f"{path}: row {index + 1} ends at {end[index]:g} s, but starts at {np.nan_to_num(start)[index]:g} s"
+        )
+    return start, end

@@ -1,0 +1,208 @@
+"""A task's labels: from the cells of a column to targets, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mbt_core.config import TaskKind
+from mbt_core.errors import DataError, nearest
+
+SEPARATOR = ";"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of one task.
+
+    Legend: N rows, U distinct cells, M class mentions in them, C outputs.
+
+    Args:
+        task: its name.
+        kind: what the cells mean.
+        names: the classes in order; empty for regression.
+        codes: int32 [N], the distinct cell of each row; -1: empty.
+        cells: the U distinct cells.
+        owner: int64 [M], which distinct cell a mention is in.
+        member: int64 [M], the class that is mentioned.
+        values: float32 [U, C] numbers for regression, else None.
+    """
+
+    task: str
+    kind: TaskKind
+    names: list[str]
+    codes: np.ndarray
+    cells: list[str]
+    owner: np.ndarray
+    member: np.ndarray
+    values: np.ndarray | None = None
+
+    @property
+    def outputs(self) -> int:
+        """C: number of classes, or of numbers for regression."""
+        return len(self.names) if self.values is None else self.values.shape[1]
+
+    def target(self, row: int) -> np.ndarray:
+        """int64 [] the class (single), float32 [C] multi-hot (multilabel) or numbers (regression).
+
+        Raises:
+            DataError: for a row without label.
+        """
+        code = self.codes[row]
+        if code < 0:
+            raise DataError(f"row {row + 1} has no label of task {self.task!r}")
+        if self.values is not None:
+            return self.values[code]
+        low, high = np.searchsorted(self.owner, [code, code + 1])
+        if self.kind == "single":
+            return self.member[low]  # type: ignore[no-any-return]
+        target = np.zeros(len(self.names), np.float32)
+        target[self.member[low:high]] = 1
+        return target
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [C]: how many of `rows` have each class."""
+        codes = self.codes[rows]
+        of_cell = np.bincount(codes[codes >= 0], minlength=len(self.cells))
+        return np.bincount(self.member, weights=of_cell[self.owner], minlength=len(self.names)).astype(np.int64)
+
+    def inverse_frequency(self, rows: np.ndarray) -> np.ndarray:
+        """float64 [len(rows)], mean 1: the sum over a row's classes of 1 / rows of that class (as AST, arXiv 2104.01778).
+
+        Rows without any class count as a class of their own; regression: all 1.
+        """
+        if self.values is not None:
+            return np.ones(len(rows))
+        inverse = 1 / np.maximum(self.counts(rows), 1)
+        of_cell = np.bincount(self.owner, weights=inverse[self.member], minlength=len(self.cells))
+        weights = of_cell[self.codes[rows]]
+        weights[weights == 0] = 1 / max((weights == 0).sum(), 1)
+        return weights / weights.mean()
+
+
+def guess_kind(cells: Sequence[str]) -> TaskKind:
+    """``multilabel`` if any cell holds several labels, else ``single``."""
+    return "multilabel" if any(SEPARATOR in cell for cell in cells) else "single"
+
+
+def split_cell(cell: str, kind: TaskKind) -> list[str]:
+    """The labels of a cell; ``;`` alone is none of the classes."""
+    if kind == "single":
+        return [cell.strip()]
+    return list(dict.fromkeys(part.strip() for part in cell.split(SEPARATOR) if part.strip()))
+
+
+def class_names(cells: Sequence[str], kind: TaskKind) -> list[str]:
+    """The sorted names of all classes in `cells`."""
+    return sorted({name for cell in cells for name in split_cell(cell, kind)})
+
+
+def parse_labels(
+    task: str, kind: TaskKind, codes: np.ndarray, cells: list[str], names: list[str], origin: str, where: str
+) -> Labels:
+    """Builds `Labels` and checks every cell.
+
+    Args:
+        codes, cells: see `Labels`.
+        names: the classes.
+        origin: where `names` come from, for messages.
+        where: the manifest, for messages.
+
+    Raises:
+        DataError: naming row and value, for what is no class (with the nearest one), no number, or several labels
+            where one is expected.
+    """
+
+    def fail(cell: int, problem: str) -> DataError:
+        return DataError(f"{where}: row {int((codes == cell).argmax()) + 1}: {problem}")
+
+    if kind == "regression":
+        values = [_numbers(cell) for cell in cells]
+        width = len(values[0] or []) if values else 1
+        for index, found in enumerate(values):
+            if not found or len(found) != width:
+                what = f"{width} finite number{'s' * (width > 1)}" if width else "a finite number"
+                raise fail(index, f"expected {what} as the {task!r} label, came {cells[index]!r}")
+        none = np.zeros(0, np.int64)
+        table = np.array(values, np.float32).reshape(len(cells), width)
+        return Labels(task, kind, [], codes, cells, none, none, table)
+    index_of = {name: index for index, name in enumerate(names)}
+    owner: list[int] = []
+    member: list[int] = []
+    for index, cell in enumerate(cells):
+        if kind == "single" and SEPARATOR in cell:
+            raise fail(
+                index,
+                f"several labels {cell!r}, but task {task!r} is of kind 'single'; set model.head.task=multilabel",
+            )
+        for name in split_cell(cell, kind):
+            if name not in index_of:
+                hint = nearest(name, names)
+                raise fail(index, f"{name!r} is no class of task {task!r}.{hint} Its {len(names)} classes are {origin}")
+            owner.append(index)
+            member.append(index_of[name])
+    return Labels(task, kind, names, codes, cells, np.array(owner, np.int64), np.array(member, np.int64))
+
+
+def _numbers(cell: str) -> list[float] | None:
+    try:
+        numbers = [float(part) for part in cell.split(SEPARATOR)]
+    except ValueError:
+        return None
+    return numbers if np.isfinite(np.array(numbers, np.float32)).all() else None
+
+
+def find_tasks(columns: Columns, path: Path) -> dict[str, str]:
+    """Task -> its column."""
+    tasks = {DEFAULT_TASK: DEFAULT_TASK} if DEFAULT_TASK in columns else {}
+    for name in columns:
+        if name.startswith(TASK_PREFIX):
+            task = check_name(name.removeprefix(TASK_PREFIX), f"{path}: column {name!r}")
+            if task in tasks:
+                raise DataError(f"{path}: columns {tasks[task]!r} and {name!r} are the same task")
+            tasks[task] = name
+    return tasks
+
+
+def read_labels(
+    encoded: Mapping[str, tuple[np.ndarray, list[str]]], given: Splits, classes: Classes | None, kinds: Kinds, path: Path
+) -> dict[str, Labels]:
+    names_of, origin = dict(classes or {}), "those of the model"
+    if classes is None:
+        names_of, origin = _read_classes(path)
+    labels = {}
+    for task, (codes, cells) in encoded.items():
+        kind = kinds if isinstance(kinds, str) else (kinds or {}).get(task) or guess_kind(cells)
+        names = list(names_of.get(task, ()))
+        if not names and kind != "regression":
+            if names_of:
+                raise DataError(f"{path}: no classes for task {task!r} in {origin}: {unknown('task', task, names_of)}")
+            train = codes[given[TRAIN]] if TRAIN in given else codes
+            names = class_names([cells[code] for code in np.unique(train[train >= 0])], kind)
+        labels[task] = parse_labels(task, kind, codes, cells, names, origin, str(path))
+    return labels
+
+
+def classes_path(path: Path) -> Path:
+    """Where the classes of a manifest are: ``manifest.classes.json`` beside ``manifest.csv``, ``DIR/classes.json``."""
+    return path / "classes.json" if path.is_dir() else path.with_suffix(".classes.json")
+
+
+def _read_classes(path: Path) -> tuple[dict[str, list[str]], str]:
+    """Task -> names, and where they are from, for messages; empty without a file."""
+    file = classes_path(path)
+    if not file.exists():
+        return {}, "those of the train split"
+    classes = read_json(file)
+    expected = 'expected {"TASK": ["first class", "second class", ...]}'
+    if not isinstance(classes, dict) or not classes:
+        raise DataError(f"{file}: {expected}, came {type(classes).__name__}")
+    for task, names in classes.items():
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+            raise DataError(f"{file}: task {task!r}: {expected}")
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"{file}: task {task!r}: the class {twice!r} is there twice")
+    return classes, f"those of {file}"

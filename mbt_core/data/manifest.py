@@ -1,0 +1,279 @@
+"""The manifest: one row an example, with its files, window, labels and split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mbt_core.config import DEFAULT_TASK, DataConfig, TaskKind, check_name
+from mbt_core.data.labels import Labels, class_names, guess_kind, parse_labels
+from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, split_name
+from mbt_core.data.tables import as_seconds, as_text, first, read_table
+from mbt_core.errors import ConfigError, DataError, nearest, unknown
+from mbt_core.files import read_json
+
+TEXT = "text"
+"""What a modality reads that a cell may hold itself; a shared media file never serves it."""
+COLUMNS = ("id", "path", "start", "end", "label", "split")
+TASK_PREFIX = "label."
+
+Kinds = TaskKind | Mapping[str, TaskKind] | None
+Classes = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one modality of one row is: a file, or a text."""
+
+    path: str | None
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example of a manifest.
+
+    Args:
+        index: position in the manifest.
+        id: its unique name.
+        sources: modality -> where it is; None: absent (an empty cell).
+        start, end: the span of the files that it is about, in seconds; None: not given.
+        labels: task -> text of the cell, ``""`` if empty.
+    """
+
+    index: int
+    id: str
+    sources: dict[str, Source | None]
+    start: float | None
+    end: float | None
+    labels: dict[str, str]
+
+
+@dataclass
+class Manifest:
+    """The rows of a data set. Build it by `read`, or by `from_table` from columns in memory.
+
+    Attributes:
+        path: the manifest's file or folder.
+        root: what its paths are relative to.
+        reads: modality -> what it reads.
+        labels: task -> its labels; ``label`` for the plain column, TASK for ``label.TASK``.
+        splits: split -> rows in ascending order, after the split rules.
+        confine: whether a file outside `root` is refused.
+    """
+
+    path: Path
+    root: Path
+    reads: dict[str, str]
+    labels: dict[str, Labels]
+    splits: Splits
+    confine: bool
+    _ids: pa.LargeStringArray = field(repr=False)
+    _sources: dict[str, SourceColumns] = field(repr=False)
+    _start: np.ndarray = field(repr=False)
+    _end: np.ndarray = field(repr=False)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        reads: Mapping[str, str],
+        config: DataConfig,
+        classes: Classes | None = None,
+        kinds: Kinds = None,
+        labelled: bool = True,
+    ) -> Self:
+        """Reads a CSV, TSV, Parquet or JSONL file, or a folder ``DIR/[split/]CLASS/file``.
+
+        Args:
+            path: the file or folder.
+            reads: modality -> what it reads ("frames", "waveform", "array" or "text").
+            config: root, confine, group, and the split rules.
+            classes: task -> names in order (of a trained model); else those of ``MANIFEST.classes.json`` beside the
+                manifest (``DIR/classes.json``), else the sorted names of the train split.
+            kinds: kind of the tasks, of all or of each; None: ``multilabel`` where a cell holds ``;``, else ``single``.
+            labelled: False: labels are left out (files to predict).
+
+        Raises:
+            DataError: if anything in it is not as expected; the message names the row.
+        """
+        path = Path(path).expanduser()
+        fixed = {*COLUMNS, config.group, *reads, *(f"{name}.path" for name in reads)}
+        table, found = read_table(path, lambda name: name in fixed or name.startswith(TASK_PREFIX))
+        return cls.from_table(table, path, reads, config, classes, kinds, labelled, found=found)
+
+    @classmethod
+    def from_table(
+        cls,
+        table: pa.Table,
+        path: Path,
+        reads: Mapping[str, str],
+        config: DataConfig,
+        classes: Classes | None = None,
+        kinds: Kinds = None,
+        labelled: bool = True,
+        found: Sequence[str] = (),
+    ) -> Self:
+        """`read` for columns in memory. `path` names them and gives the root; `found`: all columns there were."""
+        columns = {name: as_text(table[name], f"{path}: column {name!r}") for name in table.column_names
+                   if name not in ("start", "end")}  # fmt: skip
+        found = found or table.column_names
+        ids = check_ids(columns, path, found)
+        sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
+        start, end = read_spans(table, path)
+        root = _root(path, config)
+        if config.confine:
+            _confine(sources, root, path)
+        given = _given_splits(columns.get("split"), len(ids))
+        encoded = {task: encode(columns[name]) for task, name in find_tasks(columns, path).items()} if labelled else {}
+        labels = read_labels(encoded, given, classes, kinds, path)
+        splits = _splits(given, ids, encoded, columns, config, path, found)
+        manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
+        for split in (TRAIN, VAL):
+            if split in splits:
+                manifest.require_labels(split)
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @property
+    def tasks(self) -> list[str]:
+        return list(self.labels)
+
+    @property
+    def kinds(self) -> dict[str, TaskKind]:
+        """Task -> its kind."""
+        return {task: labels.kind for task, labels in self.labels.items()}
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Task -> names of its classes in order; empty for regression."""
+        return {task: labels.names for task, labels in self.labels.items()}
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """Task -> number of its classes, or of its numbers for regression."""
+        return {task: labels.outputs for task, labels in self.labels.items()}
+
+    def row(self, index: int) -> Row:
+        """The row at `index`.
+
+        Raises:
+            DataError: if the root confines and a file is outside it (symbolic links are followed).
+        """
+        index = int(index)
+        start, end = self._start[index], self._end[index]
+        return Row(
+            index,
+            self._ids[index].as_py(),
+            {name: self._source(columns, index) for name, columns in self._sources.items()},
+            None if np.isnan(start) else float(start),
+            None if np.isnan(end) else float(end),
+            {task: labels.cells[code] if (code := labels.codes[index]) >= 0 else "" for task, labels in self.labels.items()},
+        )  # fmt: skip
+
+    def _source(self, columns: SourceColumns, index: int) -> Source | None:
+        text = columns.texts[index].as_py() if columns.texts is not None else ""
+        if text:
+            return Source(None, text)
+        cell = columns.files[index].as_py() if columns.files is not None else ""
+        return Source(self.resolve(cell)) if cell else None
+
+    def resolve(self, cell: str) -> str:
+        """The file that a cell names. Raises `DataError` if the root confines and it is outside."""
+        path = os.path.join(self.root, cell)
+        return _inside(path, self.root) if self.confine else path
+
+    def rows(self, split: str) -> np.ndarray:
+        """The rows of a split, ascending. Raises `DataError` that lists the splits there are."""
+        name = split_name(split)
+        if name not in self.splits:
+            raise DataError(f"{self.path}: {unknown('split', split, self.splits)}")
+        return self.splits[name]
+
+    def class_counts(self, task: str, split: str) -> np.ndarray:
+        """int64 [classes]: rows of the split with each class."""
+        return self.labels[task].counts(self.rows(split))
+
+    def require_labels(self, split: str) -> None:
+        """Raises `DataError` unless every row of the split has a label of every task."""
+        rows = self.rows(split)
+        for task, labels in self.labels.items():
+            empty = rows[labels.codes[rows] < 0]
+            if len(empty):
+                shown = ", ".join(repr(self._ids[i].as_py()) for i in empty[:3].tolist())
+                raise DataError(
+                    f"{self.path}: {len(empty)} of {len(rows)} rows of the {split} split have no label of task "
+                    f"{task!r}, e.g. {shown}; fill them in, or give these rows another split"
+                )
+
+    def named_files(self, split: str) -> list[str]:
+        """The distinct files, as named by the cells, of a split's rows."""
+        rows = pa.array(self.rows(split))
+        columns = {id(c.files): c.files for c in self._sources.values() if c.files is not None}
+        cells = {cell for column in columns.values() for cell in pc.unique(column.take(rows)).to_pylist()}
+        return sorted(cells - {""})
+
+
+def _root(path: Path, config: DataConfig) -> Path:
+    root = Path(config.root).expanduser() if config.root is not None else path if path.is_dir() else path.parent
+    if not root.is_dir():
+        raise DataError(f"data.root: {root} is no folder")
+    return root.resolve() if config.confine else Path(os.path.abspath(root))
+
+
+def _inside(path: str, root: Path) -> str:
+    real = os.path.realpath(path)
+    if os.path.commonpath([real, root]) != str(root):
+        raise DataError(f"{path} leaves the root {root}, which data.confine forbids")
+    return real
+
+
+def _confine(sources: Mapping[str, SourceColumns], root: Path, path: Path) -> None:
+    """Refuses absolute paths and ``..`` that leave the root; symbolic links are followed when a row is used."""
+    for columns in sources.values():
+        if columns.files is not None:
+            suspicious = pc.match_substring_regex(columns.files, r"^([/\\]|[A-Za-z]:)|(^|[/\\])\.\.([/\\]|$)")
+            for index in pc.indices_nonzero(suspicious).to_pylist():
+                try:
+                    _inside(os.path.join(root, columns.files[index].as_py()), root)
+                except DataError as error:
+                    raise DataError(f"{path}: row {index + 1}: {error}") from None
+
+
+def _given_splits(column: pa.LargeStringArray | None, count: int) -> Splits:
+    if column is None:
+        return {TRAIN: np.arange(count)}
+    codes, cells = encode(column, keep_empty=True)
+    names = np.array([split_name(cell) for cell in cells], dtype=object)
+    return {name: np.flatnonzero(np.isin(codes, np.flatnonzero(names == name))) for name in dict.fromkeys(names)}
+
+
+def _splits(
+    given: Splits,
+    ids: pa.LargeStringArray,
+    encoded: Mapping[str, tuple[np.ndarray, list[str]]],
+    columns: Columns,
+    config: DataConfig,
+    path: Path,
+    found: Sequence[str],
+) -> Splits:
+    groups = None
+    if config.group is not None:
+        if config.group not in columns:
+            raise DataError(f"{path}: data.group: {unknown('column', config.group, found)}")
+        # a row without a group is one of its own
+        codes, names = encode(pc.if_else(pc.equal(columns[config.group], ""), ids, columns[config.group]))
+        groups = Groups(codes, names)
+        check_groups(given, groups, config.group)
+    strata = next((codes for codes, _ in encoded.values()), np.zeros(len(ids), np.int32))
+    needs_ids = config.folds is not None or config.fraction < 1 or (VAL not in given and groups is None)
+    return make_splits(given, ids.to_pylist() if needs_ids else (), strata, groups, config)

@@ -1,0 +1,184 @@
+"""Classifies media files with whatever modalities each has.
+
+Shapes: B windows of a batch, C classes of a task.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from mbt_core.config import DEFAULT_TASK, Experiment, TaskKind
+from mbt_core.data.collate import Batch, Preprocess
+from mbt_core.data.dataset import ClipDataset
+from mbt_core.data.loader import make_loader
+from mbt_core.data.manifest import Manifest
+from mbt_core.data.sampler import EvalSampler
+from mbt_core.errors import DataError, MBTError
+from mbt_core.evaluate.evaluator import forward
+from mbt_core.media import Clip
+from mbt_core.modality import Modality
+from mbt_core.model import MBT
+from mbt_core.model.loss import by_task
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """What a file, or a window of it, was classified as.
+
+    Args:
+        file: as it was given or found.
+        modalities: names of those it has.
+        top: task -> (label, score) from the best down; scores are probabilities (or values of a regression).
+        start, end: of the window in seconds, where the file was cut into windows.
+        error: why there is no prediction.
+    """
+
+    file: str
+    modalities: list[str] = field(default_factory=list)
+    top: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
+    start: float | None = None
+    end: float | None = None
+    error: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """``{"file", "modalities", "top": [{"label", "score"}] or {TASK: [...]}}`` or ``{"file", "error"}``."""
+        if self.error is not None:
+            return {"file": self.file, "error": self.error}
+        top = {t: [{"label": label, "score": score} for label, score in best] for t, best in self.top.items()}
+        place = {} if self.start is None else {"start": self.start, "end": self.end}
+        single = top[DEFAULT_TASK] if list(top) == [DEFAULT_TASK] else top
+        return {"file": self.file, **place, "modalities": self.modalities, "top": single}
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, and all files below given folders (hidden ones left out), sorted.
+
+    Raises:
+        DataError: for a folder without any file.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = [
+            Path(folder) / name
+            for folder, folders, names in os.walk(path)
+            for name in names
+            if not name.startswith(".") and not folders.sort()  # type: ignore[func-returns-value]
+        ]
+        if not inside:
+            raise DataError(f"{path}: no file in this folder")
+        found += sorted(inside)
+    return found
+
+
+@torch.inference_mode()
+def predict_files(
+    model: MBT,
+    paths: Sequence[Path],
+    experiment: Experiment,
+    *,
+    fabric: Fabric,
+    top: int = 5,
+    every: float | None = None,
+) -> Iterator[FilePrediction]:
+    """Classifies files and folders batch by batch; a bad file yields its error and does not stop the others.
+
+    Args:
+        model: in evaluation mode; moved to the device.
+        paths: files and folders.
+        experiment: of the run: data, views, batch size.
+        fabric: device and precision.
+        top: how many labels.
+        every: seconds between the starts of windows that slide over each file; None: the run's views of the whole.
+    """
+    files = find_files(paths)
+    segments, broken = _segments(files, model.modalities, every)
+    yield from broken
+    if not segments:
+        return
+    reads = {name: m.reads for name, m in model.modalities.items()}
+    manifest = Manifest.of_files(segments, reads)
+    views = experiment.evaluate.views if every is None else 1
+    dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
+    sampler = EvalSampler(range(len(segments)), max(1, 32 // views))
+    loader = make_loader(dataset, sampler, experiment.data.workers if len(segments) > 8 else 0, fabric.device)
+    model.to(fabric.device).eval()
+    preprocess = Preprocess(model.modalities).to(fabric.device)
+    for batch in loader:
+        batch = batch.to(fabric.device)  # noqa: PLW2901
+        with fabric.autocast():
+            logits = by_task(forward(model, preprocess, batch).logits)
+        yield from _results(batch, logits, segments, model, top, windows=every is not None)
+
+
+Segment = tuple[str, float | None, float | None]
+
+
+def _segments(
+    files: Sequence[Path], modalities: Mapping[str, Modality], every: float | None
+) -> tuple[list[Segment], list[FilePrediction]]:
+    """The rows to classify, and the files that cannot be opened (only looked into where windows slide)."""
+    if every is None:
+        return [(str(file), None, None) for file in files], []
+    if every <= 0:
+        raise DataError(f"--every {every:g}: expected a positive number of seconds")
+    lengths = [m.seconds for m in modalities.values() if m.seconds is not None]
+    length = max(lengths, default=every)
+    rows: list[Segment] = []
+    broken = []
+    for file in files:
+        try:
+            with Clip(file) as clip:
+                duration = clip.duration
+        except MBTError as error:
+            broken.append(FilePrediction(str(file), error=str(error)))
+            continue
+        if duration is None:
+            rows.append((str(file), None, None))
+            continue
+        last = max(0.0, duration - length)
+        starts = [i * every for i in range(int(last / every + 1e-6) + 1)]
+        rows += [(str(file), start, min(start + length, duration)) for start in starts]
+    return rows, broken
+
+
+def _results(
+    batch: Batch, logits: dict[str, torch.Tensor], segments: Sequence[Segment], model: MBT, top: int, windows: bool
+) -> Iterator[FilePrediction]:
+    errors = dict(batch.errors)
+    head = model.config.head
+    for row in dict.fromkeys(batch.index.tolist()):
+        file, start, end = segments[row]
+        if row in errors:
+            yield FilePrediction(file, error=errors[row])
+            continue
+        mine = batch.index == row
+        names = [name for name, here in batch.present.items() if bool(here[mine].any())]
+        if not names:
+            offered = " or ".join(sorted({m.reads for m in model.modalities.values()}))
+            yield FilePrediction(file, error=f"{file}: has nothing the model reads ({offered})")
+            continue
+        best = {
+            task: _best(values[mine].float().mean(0), head.kind_of(task), model.classes.get(task), top)
+            for task, values in logits.items()
+        }
+        yield FilePrediction(file, names, best, *((start, end) if windows else (None, None)))
+
+
+def _best(logits_C: torch.Tensor, kind: TaskKind, names: list[str] | None, top: int) -> list[tuple[str, float]]:
+    """The `top` labels with their scores."""
+    labels = names or [f"class_{i}" for i in range(len(logits_C))]
+    if kind == "regression":
+        return [(label, float(v)) for label, v in zip(labels, logits_C.tolist(), strict=True)]
+    scores = logits_C.softmax(0) if kind == "single" else logits_C.sigmoid()
+    values, indices = scores.topk(min(top, len(scores)))
+    return [(labels[i], float(v)) for v, i in zip(values.tolist(), indices.tolist(), strict=True)]

@@ -1,0 +1,56 @@
+"""Every subset of the trained modalities, and what adding one does to right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from mbt_core.evaluate.evaluator import FUSED, Evaluation, Subset
+
+
+def all_subsets(names: Sequence[str]) -> list[Subset]:
+    """All non-empty subsets, smallest first, each in the order of `names`."""
+    return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
+
+
+def confusion(found: Mapping[Subset, Evaluation]) -> list[dict[str, Any]]:
+    """Modality confusion (VGGSounder, 2025): how often adding one modality turns a right answer wrong, and the reverse.
+
+    Counted over the examples that have all modalities of both subsets; single-label tasks only.
+
+    Returns:
+        Rows ``{"from", "adding", "task", "lost", "gained", "examples"}``; lost and gained are shares of the examples.
+    """
+    rows = []
+    for larger, after in found.items():
+        for name in larger:
+            smaller = tuple(n for n in larger if n != name)
+            before = found.get(smaller)
+            if before is None:
+                continue
+            for task in after.logits.get(FUSED, {}):
+                if after.head.kind_of(task) == "single":
+                    rows.append(
+                        {"from": "+".join(smaller), "adding": name, "task": task, **_change(before, after, task)}
+                    )
+    return rows
+
+
+def _change(before: Evaluation, after: Evaluation, task: str) -> dict[str, float]:
+    complete = torch.stack(list(after.present.values())).all(0)
+    place = torch.searchsorted(before.index, after.index[complete])
+    right_after = _right(after, task)[complete]
+    right_before = _right(before, task)[place]
+    count = max(1, len(right_after))
+    return {
+        "lost": int((right_before & ~right_after).sum()) / count,
+        "gained": int((~right_before & right_after).sum()) / count,
+        "examples": len(right_after),
+    }
+
+
+def _right(evaluation: Evaluation, task: str) -> torch.Tensor:
+    return evaluation.logits[FUSED][task].argmax(1) == evaluation.targets[task]
