@@ -157,9 +157,9 @@ class ModelConfig(StrictModel):
     """Dropout on attention weights."""
     checkpointing: bool = False
     """Activation checkpointing per block: less memory, about a third more time."""
-    fusion: FusionConfig = Field(default_factory=lambda: FusionConfig())
+    fusion: FusionConfig = FusionConfig()
     """The fusion strategy."""
-    head: HeadConfig = Field(default_factory=lambda: HeadConfig())
+    head: HeadConfig = HeadConfig()
     """The classifiers."""
 
     @field_validator("backbone", mode="before")
@@ -375,13 +375,13 @@ class Experiment(StrictModel):
 
     modalities: Modalities
     """Name -> settings of a kind, in the order of the streams."""
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: ModelConfig = ModelConfig()
     """The model."""
-    data: DataConfig = Field(default_factory=DataConfig)
+    data: DataConfig = DataConfig()
     """The data."""
-    train: TrainConfig = Field(default_factory=TrainConfig)
+    train: TrainConfig = TrainConfig()
     """The training."""
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    evaluate: EvaluateConfig = EvaluateConfig()
     """The evaluation."""
 
     @field_validator("modalities", mode="before")

@@ -84,7 +84,7 @@ def adapt_kernel(
         kernel = (kernel.sum(1, keepdim=True) / channels).expand(-1, channels, -1, -1)
     if len(patch) == 1:
         return {"weight": _resize(kernel.sum(2, keepdim=True), (1, patch[0])).squeeze(2), "bias": bias}
-    kernel = _resize(kernel, tuple(patch[-2:]))
+    kernel = _resize(kernel, (patch[-2], patch[-1]))
     if len(patch) == 3:
         kernel = inflate_kernel(kernel, patch[0], inflate)
     return {"weight": kernel.contiguous(), "bias": bias}

@@ -19,6 +19,9 @@ from mbt_core.kernels import VitWeights, adapt_kernel
 from mbt_core.patch import PatchTokenizer
 from mbt_core.tokens import Tokenizer
 
+if TYPE_CHECKING:
+    from mbt_core.media import Clip
+
 Sample = Tensor | dict[str, Tensor]
 Batch = Tensor | dict[str, Tensor]
 
@@ -118,9 +121,10 @@ class Modality(ABC):
 
     def collate(self, samples: Sequence[Sample]) -> Batch:
         """Stacks samples. A variable-length kind pads here and returns a mask among the tensors."""
-        if isinstance(samples[0], dict):
-            return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}  # type: ignore[call-overload]
-        return torch.stack(list(samples))  # type: ignore[arg-type]
+        first = samples[0]
+        if isinstance(first, dict):
+            return {key: torch.stack([s[key] for s in samples if isinstance(s, dict)]) for key in first}
+        return torch.stack([s for s in samples if isinstance(s, Tensor)])
 
     @abstractmethod
     def preprocessor(self) -> nn.Module:

@@ -30,6 +30,7 @@ from mbt_core.schema import validate
 from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loop import Plan, Trainer, make_plan
+from mbt_core.training.memory import DEFAULT_BATCH, explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze, make_optimizer
 
 
@@ -173,9 +174,12 @@ def train(
     manifest.check_missing("train", experiment.data.max_missing)
     if fresh:
         experiment = resolve(experiment, manifest)
+        if experiment.train.batch_size == "auto":
+            experiment.train.batch_size = _fitting_batch(experiment, hardware)
         folder.start(experiment, command)
     loggers = [registry().loggers[name].spec for name in experiment.train.loggers]
-    return _train(experiment, manifest, folder, hardware, [*listeners, *make_loggers(loggers)])
+    with explain_memory(experiment.train):
+        return _train(experiment, manifest, folder, hardware, [*listeners, *make_loggers(loggers)])
 
 
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
@@ -250,6 +254,14 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
             )
 
 
+def _fitting_batch(experiment: Experiment, hardware: Hardware) -> int:
+    fabric = hardware.fabric(experiment.train.precision)
+    model = MBT(experiment.mbt_config())
+    with fabric.autocast():
+        one = largest_batch(model, Preprocess(model.modalities), fabric.device)
+    return one * hardware.devices * hardware.nodes
+
+
 def _train(
     experiment: Experiment, manifest: Manifest, folder: RunFolder, hardware: Hardware, listeners: list[Listener]
 ) -> Run:
@@ -264,8 +276,8 @@ def _train(
     optimizer = make_optimizer(model, config, fabric.device)
     rows = manifest.splits["train"]
     monitor = monitored(experiment) if len(manifest.splits.get("val", ())) else None
-    batch_size = config.batch_size if isinstance(config.batch_size, int) else 64
-    plan = make_plan(config, len(rows), batch_size, monitor)
+    assert isinstance(config.batch_size, int)
+    plan = make_plan(config, len(rows), config.batch_size, monitor)
     cache = Cache.choose(experiment.data, manifest, model.modalities, ("train", "val"), listener.message)
     trainer = Trainer(
         fabric,
@@ -352,9 +364,8 @@ def _evaluate(
     views = views or config.views
     rows = manifest.splits[split]
     dataset = _dataset(experiment, model, manifest, training=False, views=views, cache=cache)
-    batch_size = config.batch_size or (
-        experiment.train.batch_size if isinstance(experiment.train.batch_size, int) else 64
-    )
+    trained = experiment.train.batch_size
+    batch_size = config.batch_size or (trained if isinstance(trained, int) else DEFAULT_BATCH)
     sampler = EvalSampler(rows, max(1, batch_size // views), rank=fabric.global_rank, world=fabric.world_size)
     loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
 

@@ -43,10 +43,10 @@ def _shown(prediction: FilePrediction) -> list[object]:
         return [f"{prediction.file}: {prediction.error.removeprefix(prediction.file).lstrip(': ')}"]
     place = "" if prediction.start is None else f"  {prediction.start:.1f}-{prediction.end:.1f} s"
     title = f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})"
-    tables = []
+    tables: list[object] = []
     for task, best in prediction.top.items():
         rows = [[label, f"{score:.3f}", "█" * round(20 * score) or "▏"] for label, score in best]
         made = table(title if not tables else "", [task, "score", ""], rows)
         made.columns[2].justify = "left"
         tables.append(made)
-    return list(tables)
+    return tables

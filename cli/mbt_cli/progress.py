@@ -1,10 +1,9 @@
-"""Progress of a run on the terminal, and words for running out of memory."""
+"""Progress of a run on the terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mbt_core.config import Experiment
-from mbt_core.errors import MBTError
 from mbt_core.training.events import Listener
 
 
@@ -52,19 +49,3 @@ class Progress(Listener):
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.bar is not None:
             self.bar.stop()
-
-
-@contextmanager
-def explain_memory(experiment: Experiment) -> Iterator[None]:
-    """Turns running out of memory into a message that says what to lower."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
-            raise
-        batch = experiment.train.batch_size
-        raise MBTError(
-            f"out of memory with train.batch_size={batch}, train.accumulate={experiment.train.accumulate}: compute the batch "
-            "in more parts (--set train.accumulate=4), lower train.batch_size, or set model.checkpointing=true"
-        ) from error

@@ -71,29 +71,27 @@ def train(
         folder.check_unused()
         if not quiet:
             note(f"recipe {chosen.name}: {summary(experiment)}")
-    from mbt_cli.progress import Progress, explain_memory
+    from mbt_cli.progress import Progress
+    from mbt_core.run import Hardware, show_initialisation
+    from mbt_core.run import train as run_training
+    from mbt_core.training.loop import Interrupted
 
-    with explain_memory(experiment):
-        from mbt_core.run import Hardware, show_initialisation
-        from mbt_core.run import train as run_training
-        from mbt_core.training.loop import Interrupted
-
-        if show_init:
-            show(show_initialisation(experiment))
-            return
-        progress = [] if quiet else [Progress()]
-        hardware = Hardware(device, devices, nodes, parallel)
-        try:
-            run = run_training(
-                experiment,
-                folder.path,
-                resume=resume is not None,
-                hardware=hardware,
-                listeners=progress,
-                command=command_line(),
-            )
-        except Interrupted as stop:
-            fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
+    if show_init:
+        show(show_initialisation(experiment))
+        return
+    progress = [] if quiet else [Progress()]
+    hardware = Hardware(device, devices, nodes, parallel)
+    try:
+        run = run_training(
+            experiment,
+            folder.path,
+            resume=resume is not None,
+            hardware=hardware,
+            listeners=progress,
+            command=command_line(),
+        )
+    except Interrupted as stop:
+        fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
     if run.results:
         show(metrics_table(f"test split, {run.path}", run.results, list(experiment.modalities)))
     else:

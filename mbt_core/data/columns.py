@@ -109,9 +109,7 @@ def check_ids(columns: Columns, path: Path, found: Sequence[str]) -> pa.LargeStr
     return ids
 
 
-def find_sources(
-    name: str, reads: str, columns: Columns, path: Path, found: Sequence[str]
-) -> SourceColumns:
+def find_sources(name: str, reads: str, columns: Columns, path: Path, found: Sequence[str]) -> SourceColumns:
     if name in COLUMNS:
         raise ConfigError(f"modalities: {name!r} is a column of every manifest; choose another name, e.g. my_{name}")
     own, own_path = columns.get(name), columns.get(f"{name}.path")

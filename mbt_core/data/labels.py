@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from mbt_core.config import TaskKind
-from mbt_core.errors import DataError, nearest
+from mbt_core.config import DEFAULT_TASK, TaskKind, check_name
+from mbt_core.data.columns import Columns
+from mbt_core.data.splits import TRAIN, Splits
+from mbt_core.errors import DataError, nearest, unknown
+from mbt_core.files import read_json
 
 SEPARATOR = ";"
+TASK_PREFIX = "label."
+
+Kinds = TaskKind | Mapping[str, TaskKind] | None
+Classes = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,11 @@ class Labels:
         """C: number of classes, or of numbers for regression."""
         return len(self.names) if self.values is None else self.values.shape[1]
 
+    def cell(self, row: int) -> str:
+        """The row's cell, ``""`` if empty."""
+        code = self.codes[row]
+        return self.cells[code] if code >= 0 else ""
+
     def target(self, row: int) -> np.ndarray:
         """int64 [] the class (single), float32 [C] multi-hot (multilabel) or numbers (regression).
 
@@ -57,7 +70,7 @@ class Labels:
             return self.values[code]
         low, high = np.searchsorted(self.owner, [code, code + 1])
         if self.kind == "single":
-            return self.member[low]  # type: ignore[no-any-return]
+            return self.member[low]
         target = np.zeros(len(self.names), np.float32)
         target[self.member[low:high]] = 1
         return target
@@ -69,9 +82,9 @@ class Labels:
         return np.bincount(self.member, weights=of_cell[self.owner], minlength=len(self.names)).astype(np.int64)
 
     def inverse_frequency(self, rows: np.ndarray) -> np.ndarray:
-        """float64 [len(rows)], mean 1: the sum over a row's classes of 1 / rows of that class (as AST, arXiv 2104.01778).
+        """float64 [len(rows)], mean 1: the sum over a row's classes of 1 / rows of that class.
 
-        Rows without any class count as a class of their own; regression: all 1.
+        As in AST (arXiv 2104.01778). Rows without any class count as a class of their own; regression: all 1.
         """
         if self.values is not None:
             return np.ones(len(rows))
@@ -167,18 +180,29 @@ def find_tasks(columns: Columns, path: Path) -> dict[str, str]:
 
 
 def read_labels(
-    encoded: Mapping[str, tuple[np.ndarray, list[str]]], given: Splits, classes: Classes | None, kinds: Kinds, path: Path
+    encoded: Mapping[str, tuple[np.ndarray, list[str]]],
+    given: Splits,
+    classes: Classes | None,
+    kinds: Kinds,
+    path: Path,
 ) -> dict[str, Labels]:
-    names_of, origin = dict(classes or {}), "those of the model"
-    if classes is None:
-        names_of, origin = _read_classes(path)
+    """Task -> its labels.
+
+    Args:
+        encoded: task -> distinct cell of each row, and the distinct cells.
+        given: the splits as the manifest has them.
+        classes: task -> names; None: those of the file beside the manifest, else the train split's.
+        kinds: see `Manifest.read`.
+        path: the manifest.
+    """
+    names_of, origin = _read_classes(path) if classes is None else (classes, "those of the model")
     labels = {}
     for task, (codes, cells) in encoded.items():
         kind = kinds if isinstance(kinds, str) else (kinds or {}).get(task) or guess_kind(cells)
         names = list(names_of.get(task, ()))
         if not names and kind != "regression":
             if names_of:
-                raise DataError(f"{path}: no classes for task {task!r} in {origin}: {unknown('task', task, names_of)}")
+                raise DataError(f"{path}: the classes are {origin}: {unknown('task', task, names_of)}")
             train = codes[given[TRAIN]] if TRAIN in given else codes
             names = class_names([cells[code] for code in np.unique(train[train >= 0])], kind)
         labels[task] = parse_labels(task, kind, codes, cells, names, origin, str(path))
@@ -190,7 +214,7 @@ def classes_path(path: Path) -> Path:
     return path / "classes.json" if path.is_dir() else path.with_suffix(".classes.json")
 
 
-def _read_classes(path: Path) -> tuple[dict[str, list[str]], str]:
+def _read_classes(path: Path) -> tuple[Classes, str]:
     """Task -> names, and where they are from, for messages; empty without a file."""
     file = classes_path(path)
     if not file.exists():

@@ -12,20 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mbt_core.config import DEFAULT_TASK, DataConfig, TaskKind, check_name
-from mbt_core.data.labels import Labels, class_names, guess_kind, parse_labels
+from mbt_core.config import DataConfig, TaskKind
+from mbt_core.data.columns import COLUMNS, Columns, SourceColumns, as_text, check_ids, encode, find_sources, read_spans
+from mbt_core.data.labels import TASK_PREFIX, Classes, Kinds, Labels, find_tasks, read_labels
 from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, split_name
-from mbt_core.data.tables import as_seconds, as_text, first, read_table
-from mbt_core.errors import ConfigError, DataError, nearest, unknown
-from mbt_core.files import read_json
-
-TEXT = "text"
-"""What a modality reads that a cell may hold itself; a shared media file never serves it."""
-COLUMNS = ("id", "path", "start", "end", "label", "split")
-TASK_PREFIX = "label."
-
-Kinds = TaskKind | Mapping[str, TaskKind] | None
-Classes = Mapping[str, Sequence[str]]
+from mbt_core.data.tables import read_table
+from mbt_core.errors import DataError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +169,8 @@ class Manifest:
             {name: self._source(columns, index) for name, columns in self._sources.items()},
             None if np.isnan(start) else float(start),
             None if np.isnan(end) else float(end),
-            {task: labels.cells[code] if (code := labels.codes[index]) >= 0 else "" for task, labels in self.labels.items()},
-        )  # fmt: skip
+            {task: labels.cell(index) for task, labels in self.labels.items()},
+        )
 
     def _source(self, columns: SourceColumns, index: int) -> Source | None:
         text = columns.texts[index].as_py() if columns.texts is not None else ""

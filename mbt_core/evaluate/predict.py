@@ -72,7 +72,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             Path(folder) / name
             for folder, folders, names in os.walk(path)
             for name in names
-            if not name.startswith(".") and not folders.sort()  # type: ignore[func-returns-value]
+            if not name.startswith(".") and not folders.sort()
         ]
         if not inside:
             raise DataError(f"{path}: no file in this folder")

@@ -26,6 +26,7 @@ MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 # Damage is an error and not a concealed picture.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
 SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
+OPEN_GOP = 5.0  # seconds before a keyframe where another one is expected
 BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
 
 
@@ -117,27 +118,38 @@ class Container:
             yield from (min(start, end) - back for back in SEEK_BACK if min(start, end) - back > self.begin_of(stream))
         yield None
 
-    def _decode_from(self, index: int, origin: float | None) -> Iterator[tuple[float, Any]]:
+    def _decode_from(
+        self, index: int, origin: float | None, strict_from: int | None = None
+    ) -> Iterator[tuple[float, Any]]:
+        """Decode from the keyframe before `origin` on; nothing comes if that place cannot be sought.
+
+        What is shown before that keyframe, or before the timestamp `strict_from`, may fail to decode: it can be made
+        from pictures before the keyframe (open GOP).
+        """
         try:
             self._seek(index, origin)
         except av.FFmpegError:
-            return  # this format, or this spot of the file, cannot be sought
+            return
         stream = self.input.streams[index]
         tick = float(stream.time_base)
-        expected = 0.0
-        key_pts: float = math.inf  # of the keyframe where decoding began
+        at, expected = -math.inf, 0.0
+        key: int | None = None
         for packet in self.input.demux(stream):
             self._check_clock()
-            if key_pts == math.inf:
-                if packet.is_keyframe and packet.pts is not None:
-                    key_pts = packet.pts
-                elif origin is not None:
-                    continue
+            if key is None and packet.is_keyframe:
+                key = packet.pts
+            if key is None and origin is not None:
+                continue
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                if packet.pts is not None and packet.pts < key_pts:
-                    continue  # shown before the keyframe, made from pictures before it (open GOP): not to be had
+                if key is None or (packet.pts is not None and packet.pts < (key if strict_from is None else strict_from)):
+                    continue
+                if origin is not None and strict_from is None:
+                    # Later pictures, too, may expect that those before the keyframe are known.
+                    again = self._decode_from(index, key * tick - self.zero - OPEN_GOP, strict_from=key)
+                    yield from (found for found in again if found[0] > at)
+                    return
                 where = f"its {stream.type} after {expected:.2f} s"
                 raise MediaError(f"{self.name}: cannot decode {where}: {reason(error)}") from error
             for frame in frames:

@@ -41,7 +41,7 @@ def geometry(vit: VisionTransformer, name: str) -> BackboneConfig:
     block = vit.blocks[0]
     activation = getattr(block.mlp, "act", None)
     names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
-    act = names.get(type(activation))  # type: ignore[arg-type]
+    act = names.get(type(activation))
     if act == "gelu" and activation.approximate == "tanh":  # type: ignore[union-attr]
         act = "gelu_tanh"
     if act is None or type(block.mlp).__name__ != "Mlp" or type(block.attn).__name__ != "Attention":
@@ -53,7 +53,7 @@ def geometry(vit: VisionTransformer, name: str) -> BackboneConfig:
         depth=len(vit.blocks),
         heads=block.attn.num_heads,
         mlp=block.mlp.fc1.out_features,
-        act=act,  # type: ignore[arg-type]
+        act=act,
         eps=block.norm1.eps,
         qkv_bias=block.attn.qkv.bias is not None,
         qk_norm=not isinstance(block.attn.q_norm, nn.Identity),

@@ -23,7 +23,7 @@ Attended = tuple[Tensor, Tensor]
 class Attention(TimmAttention):
     """timm's attention with context: queries from x, keys and values from [x; context]."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x_BND: Tensor,
         context_BMD: Tensor | None = None,
@@ -92,7 +92,7 @@ class Block(TimmBlock):
         for layer in (self.mlp.fc1, self.mlp.fc2):
             nn.init.normal_(layer.bias, std=1e-6)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         x: Tensor,
         context: Tensor | None = None,

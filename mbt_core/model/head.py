@@ -60,13 +60,14 @@ class Head(nn.Module):
 
     def reset_parameters(self) -> None:
         """Classifiers start at zero, the representation LeCun normal, as the reference."""
-        for layer in self.representations.values():
-            nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5 / 0.87962566)
-            nn.init.zeros_(layer.bias)
-        for classifiers in self.classifiers.values():
-            for layer in classifiers.values():  # type: ignore[operator]
-                nn.init.zeros_(layer.weight)
-                nn.init.zeros_(layer.bias)
+        for module in self.representations.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 / 0.87962566)
+                nn.init.zeros_(module.bias)
+        for module in self.classifiers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def forward(self, streams: Streams, masks: Masks, present: Presence, prefix: int) -> HeadOutput:
         """streams: name -> [B, N, D]; masks: bool [B, N] or None; present: bool [B] or None; prefix: P."""

@@ -151,10 +151,16 @@ class MBT(nn.Module):
             if name in inputs:
                 given = inputs[name]
                 x, mask = given if isinstance(given, tuple) else (given, None)
-                tokens[name] = self.streams[name].tokenizer(x, mask)  # type: ignore[operator, union-attr]
+                tokens[name] = self.stream(name).tokenizer(x, mask)
         if transform is not None:
             tokens = transform(tokens)
-        return {name: self.streams[name](t) for name, t in tokens.items()}
+        return {name: self.stream(name)(t) for name, t in tokens.items()}
+
+    def stream(self, name: str) -> Stream:
+        """Modality `name`'s tokenizer, class token and positions."""
+        found = self.streams[name]
+        assert isinstance(found, Stream)
+        return found
 
     @property
     def first_fused(self) -> int:
@@ -266,6 +272,6 @@ def run_alone(
 
 def _checkpointed(block: nn.Module) -> Callable[..., Tensor]:
     def run(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, record: Any = None) -> Tensor:
-        return checkpoint(block, x, context, mask, record, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(block, x, context, mask, record, use_reentrant=False)
 
     return run

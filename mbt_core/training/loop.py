@@ -264,18 +264,18 @@ class Trainer:
 
         def ask(number: int, _: Any) -> None:
             self._signal = number
-            for kind in old:
-                signal.signal(kind, signal.SIG_DFL)
+            for restored in old:
+                signal.signal(restored, signal.SIG_DFL)
             self.listener.message("stopping after this step; once more to stop at once")
 
         old: dict[int, Any] = {}
         try:
-            for kind in (signal.SIGINT, signal.SIGTERM):
-                old[kind] = signal.signal(kind, ask)
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                old[asked] = signal.signal(asked, ask)
         except ValueError:  # not in the main thread: signals are somebody else's
             old = {}
         try:
             yield
         finally:
-            for kind, handler in old.items():
-                signal.signal(kind, handler)
+            for restored, handler in old.items():
+                signal.signal(restored, handler)

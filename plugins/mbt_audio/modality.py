@@ -38,7 +38,7 @@ class Audio(Modality):
     - ``waveform``: int16 [N]. 16 bits are what most files hold. Rounding to them adds a power of 1e-8 to 1e-7 in a mel
       bin, far below the 1e-6 that is added before the logarithm, however loud the sound is; the error of float16 grows
       with the signal and would cover quiet bins beside loud ones;
-    - ``time_masks``, ``freq_masks``: int16 [K, 2], start and length of each mask, in frames and in mel bins.
+    - ``time_masks``, ``freq_masks``: int32 [K, 2], start and length of each mask, in frames and in mel bins.
     """
 
     kind = "audio"
@@ -102,8 +102,8 @@ class Audio(Modality):
         config = self.config
         return {
             "waveform": torch.zeros(config.samples, dtype=torch.int16),
-            "time_masks": torch.zeros(config.time_masks, 2, dtype=torch.int16),
-            "freq_masks": torch.zeros(config.freq_masks, 2, dtype=torch.int16),
+            "time_masks": torch.zeros(config.time_masks, 2, dtype=torch.int32),
+            "freq_masks": torch.zeros(config.freq_masks, 2, dtype=torch.int32),
         }
 
     def preprocessor(self) -> AudioPreprocessor:
@@ -126,9 +126,9 @@ class Audio(Modality):
 class LogMel(nn.Module):
     """Waveforms to log-mel spectrograms with exactly 100 frames a second.
 
-    Hamming windows of 25 ms every 10 ms, each centred on its 10 ms (zeros before the start and past the end); power of
-    the Fourier transform over 1024 points at 16 kHz; `mel_bins` HTK mel filters from 0 to 8000 Hz, not normalised;
-    ln(x + 1e-6). Always in float32.
+    Periodic Hamming windows of 25 ms every 10 ms, each centred on its 10 ms (zeros before the start and past the end);
+    power of the Fourier transform over 1024 points at 16 kHz; `mel_bins` HTK mel filters from 0 to 8000 Hz, not
+    normalised; ln(x + 1e-6). Always in float32.
 
     Args:
         rate: samples a second, a multiple of 100. Other rates keep the times and have a transform of the next power of
@@ -179,17 +179,17 @@ class AudioPreprocessor(nn.Module):
 
 
 def draw_masks(rng: np.random.Generator | None, count: int, longest: int, size: int) -> Tensor:
-    """Start and length of `count` masks on an axis of `size`, by the reference's rule; int16 [count, 2].
+    """Start and length of `count` masks on an axis of `size`, by the reference's rule; int32 [count, 2].
 
     With u and v uniform in [0, 1): length = floor(u * longest), at most `size`; start = floor(v * (size - length + 1)).
     Without a generator all lengths are 0.
     """
     if rng is None:
-        return torch.zeros(count, 2, dtype=torch.int16)
+        return torch.zeros(count, 2, dtype=torch.int32)
     u, v = rng.random((count, 2)).T
     length = np.minimum(np.floor(u * longest), size)
     start = np.floor(v * (size - length + 1))
-    return torch.from_numpy(np.stack((start, length), 1).astype(np.int16))
+    return torch.from_numpy(np.stack((start, length), 1).astype(np.int32))
 
 
 def covered_by(masks_BK2: Tensor, size: int) -> Tensor:

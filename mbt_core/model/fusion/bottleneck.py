@@ -75,7 +75,7 @@ class Bottleneck(Fusion):
         return own if self.bottlenecks is None else [*own, ("", self.bottlenecks.shape[1])]
 
     def bottlenecks_of(self, state: Any) -> Tensor | None:
-        return state  # type: ignore[no-any-return]
+        return state
 
 
 class SequentialBottleneck(Bottleneck):
