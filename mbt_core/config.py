@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
@@ -15,6 +15,8 @@ from mbt_core.plugins import registry
 from mbt_core.schema import Auto, ModalityConfig, StrictModel, validate
 
 TaskKind = Literal["single", "multilabel", "regression"]
+NonNegative = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 DEFAULT_TASK = "label"
 """The name of the task when only one is configured (`head.classes`)."""
 
@@ -92,14 +94,15 @@ class HeadConfig(StrictModel):
     task: TaskKind | dict[str, TaskKind] = "single"
     """Kind of task, for all or for each."""
     loss: Literal["per-modality", "fused"] = "per-modality"
-    """``per-modality``: mean over modalities of each one's loss (the reference); ``fused``: loss of the averaged logits."""
+    """``per-modality``: mean over modalities of each one's loss (the reference); ``fused``: loss of the averaged
+    logits, the only one for pool ``mean-joint``."""
     shared: bool = True
     """One final norm and classifier for all streams, or one each."""
     representation: int | None = Field(None, gt=0)
     """Width of a tanh layer before the classifier; None: no such layer."""
-    task_weights: dict[str, float] = Field(default_factory=dict)
+    task_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a task's loss; 1 if not given."""
-    modality_weights: dict[str, float] = Field(default_factory=dict)
+    modality_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a modality's loss; 1 if not given."""
 
     @model_validator(mode="after")
@@ -169,11 +172,13 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
-        if self.pool == "mean-joint" and self.head.loss == "per-modality" and "loss" in self.head.model_fields_set:
-            raise ConfigError(
-                "model.head.loss: 'per-modality' needs logits per modality, but model.pool 'mean-joint' has none; "
-                "set model.head.loss=fused, or model.pool=mean or cls"
-            )
+        if self.pool == "mean-joint" and self.head.loss == "per-modality":
+            if "loss" in self.head.model_fields_set:
+                raise ConfigError(
+                    "model.head.loss: 'per-modality' needs logits per modality, but model.pool 'mean-joint' has none; "
+                    "set model.head.loss=fused, or model.pool=mean or cls"
+                )
+            self.head = self.head.model_copy(update={"loss": "fused"})
         if self.pool == "mean-joint" and not self.head.shared:
             raise ConfigError("model.head.shared: false needs logits per modality; set model.pool=mean or cls")
         if isinstance(self.backbone, BackboneConfig) and self.fusion.layer > self.backbone.depth:
@@ -189,7 +194,7 @@ Modalities = dict[str, SerializeAsAny[ModalityConfig]]
 
 def check_name(name: str, where: str) -> str:
     """A name of a modality instance or task: ``[a-z][a-z0-9_]*``. Raises `ConfigError`."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{where}: the name {name!r} is not of the form [a-z][a-z0-9_]*")
     return name
 
@@ -202,18 +207,18 @@ def parse_modalities(value: Any) -> Any:
         raise ConfigError(f"modalities: none given; known kinds: {', '.join(sorted(registry().modalities)) or 'none'}")
     parsed = {}
     for name, settings in value.items():
+        check_name(name, "modalities")
         if isinstance(settings, ModalityConfig):
             parsed[name] = settings
             continue
         if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(f"modalities.{name}: expected settings as KEY: VALUE, came {settings!r}")
-        settings = {"kind": name, **(settings or {})}
-        check_name(name, "modalities")
+        full = {"kind": name, **(settings or {})}
         try:
-            config_class = registry().config_class(settings["kind"])
+            config_class = registry().config_class(str(full["kind"]))
         except ConfigError as error:
             raise ConfigError(f"modalities.{name}: {error}") from None
-        parsed[name] = validate(config_class, settings, f"modalities.{name}")
+        parsed[name] = validate(config_class, full, f"modalities.{name}")
     return parsed
 
 
@@ -269,10 +274,16 @@ class DataConfig(StrictModel):
     """``balanced`` weighs a row by the inverse frequency of its classes."""
     cache: Literal["none", "memory", "disk", "auto"] = "auto"
     """Keep decoded clips; ``auto`` keeps them in memory where they are small."""
-    workers: int | Auto = "auto"
+    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
     """Reading processes; results do not depend on their number."""
     timeout: float = Field(60.0, gt=0)
     """Seconds after which decoding one clip fails."""
+
+    @model_validator(mode="after")
+    def _fold_exists(self) -> DataConfig:
+        if self.fold >= (self.folds or 1):
+            raise ConfigError(f"data.fold: {self.fold}, but data.folds is {self.folds}; folds count from 0")
+        return self
 
 
 class TrainConfig(StrictModel):
@@ -292,9 +303,9 @@ class TrainConfig(StrictModel):
     """SGD with momentum (the paper) or AdamW."""
     lr: float = Field(0.5, gt=0)
     """Base learning rate."""
-    momentum: float = Field(0.9, ge=0, lt=1)
+    momentum: Momentum = 0.9
     """Of SGD."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
     """Not applied to biases, norms, class tokens, positions and bottlenecks."""
@@ -312,7 +323,7 @@ class TrainConfig(StrictModel):
     """Target * (1 - e) + e / classes."""
     modality_dropout: float | dict[str, float] = 0.0
     """Probability that a modality is left out of a training example; one always stays."""
-    lr_factors: dict[str, float] = Field(default_factory=dict)
+    lr_factors: dict[str, NonNegative] = Field(default_factory=dict)
     """Factor on the learning rate of a modality's own parameters."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate per layer below the head."""
@@ -342,6 +353,11 @@ class TrainConfig(StrictModel):
             if name not in registry().loggers:
                 raise ValueError(unknown("logger", name, registry().loggers))
         return value
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value  # YAML reads 32 as a number
 
     @field_validator("steps", "batch_size", "eval_every")
     @classmethod
@@ -409,7 +425,8 @@ class Experiment(StrictModel):
 
     def mbt_config(self) -> MBTConfig:
         """The configuration of the model alone."""
-        fields = {name: getattr(self.model, name) for name in self.model.model_fields_set}
+        given = self.model.model_fields_set & ModelConfig.model_fields.keys()
+        fields = {name: getattr(self.model, name) for name in given}
         return MBTConfig(**fields, modalities=self.modalities)
 
 

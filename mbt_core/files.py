@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
             raise MBTError(f"{path}: cannot be written: {reason}. What was saved before is untouched") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # or it would hide the error above
+            temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

@@ -83,7 +83,7 @@ class CommandSpec:
 
 @dataclass(frozen=True)
 class LoggerSpec:
-    """A listener to the events of a run (`mbt_core.train.events.Listener`), chosen by ``train.loggers``."""
+    """A listener to the events of a run (`mbt_core.training.events.Listener`), chosen by ``train.loggers``."""
 
     name: str
     listener: str

@@ -43,7 +43,8 @@ class ModalityCard:
         shape: at the tokenizer, e.g. ``[B, 3, T, H, W]``.
         normalisation: what the preprocessor does to the values.
         citation: where this input comes from.
-        foreign_keys: names of this modality in other projects' checkpoints: project -> name.
+        foreign_keys: names of this modality in other projects' checkpoints: project -> name. For ``scenic``,
+            ``scenic_suffix`` is what its parameters' names end in, if it is not ``_`` and the name.
     """
 
     title: str
@@ -78,8 +79,8 @@ class Modality(ABC):
     """
 
     kind: ClassVar[str]
-    reads: ClassVar[str]
-    """What it reads of a clip: "frames" | "waveform" | "array" | "text"."""
+    reads: str
+    """What it reads of a clip: "frames" | "waveform" | "array" | "text". An instance may set its own."""
     card: ClassVar[ModalityCard]
 
     def __init__(self, name: str, config: Any) -> None:
@@ -95,11 +96,39 @@ class Modality(ABC):
         """
         return config
 
+    @classmethod
+    def from_scenic(cls, config: Mapping[str, Any], input_shape: Sequence[int] | None) -> dict[str, Any] | None:
+        """Settings that give the input of a model of the reference implementation (Scenic).
+
+        Args:
+            config: the reference's model configuration (``patches``, ``temporal_encoding_config`` ...).
+            input_shape: of the reference's input, batch first and channels last; None: that of the released models.
+
+        Returns:
+            Settings of this kind; None: the reference has no such modality.
+        """
+        return None
+
     @property
     def seconds(self) -> float | None:
         """Length of the window to read; None: the whole clip."""
         value = getattr(self.config, "seconds", None)
         return float(value) if isinstance(value, (int, float)) else None
+
+    def duration(self, clip: Clip) -> float | None:
+        """Seconds of the clip in which windows are placed; None: it has no length in time, and is read as a whole.
+
+        To be overridden where the file does not say it and the configuration does (an array's rate).
+        """
+        return clip.duration_of(self.reads)
+
+    def decode_settings(self) -> dict[str, Any]:
+        """How a cache may keep this modality's clips decoded, so that `read` gets from them what the file would give.
+
+        Keys: ``short_side``, the length in pixels to which frames' shorter side is scaled (not given: as in the file);
+        ``rate``, samples a second of the waveform (not given: sound is not kept).
+        """
+        return {}
 
     @abstractmethod
     def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> Sample:

@@ -13,7 +13,10 @@ from typing import Any
 import pluggy
 
 from mbt_core import hookspecs
-from mbt_core.errors import ConfigError, unknown
+from mbt_core.errors import ConfigError, MBTError, unknown
+
+OWN = "mbt-fusion"
+"""The distribution whose extras are meant where a plugin comes from none."""
 
 
 class PluginWarning(UserWarning):
@@ -112,7 +115,7 @@ class Registry:
     def modality_class(self, kind: str) -> Any:
         """The `Modality` class of a kind. Raises `ConfigError` naming what to install if something is missing."""
         spec = self.modality(kind)
-        require(spec, f"modality {kind!r}")
+        require(spec, f"modality {kind!r}", self._distribution(self.modalities[kind]))
         return load_object(spec.modality)
 
     def fusion_class(self, name: str) -> Any:
@@ -121,29 +124,42 @@ class Registry:
             raise ConfigError(unknown("fusion strategy", name, self.fusions))
         return load_object(self.fusions[name].spec.fusion)
 
+    def _distribution(self, provided: Provided) -> str:
+        return self.distributions.get(provided.plugin, ("", OWN))[1]
+
 
 def missing(spec: Any) -> list[str]:
     """Modules that `spec` requires and that are not installed."""
-    return [name for name in getattr(spec, "requires", ()) if importlib.util.find_spec(name) is None]
+    return [name for name in getattr(spec, "requires", ()) if not _importable(name)]
 
 
-def install_hint(spec: Any) -> str:
-    """The command that installs what `spec` misses, or an empty string."""
+def _importable(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # the package of a dotted name
+        return False
+
+
+def install_hint(spec: Any, distribution: str = OWN) -> str:
+    """The command that installs what `spec`, of a plugin in `distribution`, misses; or an empty string."""
     if not missing(spec):
         return ""
-    return f"pip install 'mbt-fusion[{spec.extra}]'" if spec.extra else f"pip install {' '.join(missing(spec))}"
+    return f"pip install '{distribution}[{spec.extra}]'" if spec.extra else f"pip install {' '.join(missing(spec))}"
 
 
-def require(spec: Any, what: str) -> None:
+def require(spec: Any, what: str, distribution: str = OWN) -> None:
     """Raises `ConfigError` unless everything `spec` requires is installed."""
     if missing(spec):
-        raise ConfigError(f"{what} needs {', '.join(missing(spec))}: {install_hint(spec)}")
+        raise ConfigError(f"{what} needs {', '.join(missing(spec))}: {install_hint(spec, distribution)}")
 
 
 def load_object(path: str) -> Any:
-    """Imports ``"package.module:Name"``."""
+    """Imports ``"package.module:Name"``. Raises `MBTError` if that fails: the plugin it belongs to is broken."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except Exception as error:  # a plugin's module may raise anything
+        raise MBTError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
 def _warn(name: str, error: BaseException) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment
+from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, HeadConfig
 from mbt_core.data.cache import Cache
 from mbt_core.data.check import fit_modalities
 from mbt_core.data.collate import Preprocess
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.missing import Losses
 from mbt_core.data.sampler import EvalSampler, TrainSampler
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate
@@ -118,7 +119,7 @@ class Run:
         config = self.experiment.data
         if data is not None:
             config = config.model_copy(update={"path": str(data), "root": None})
-        manifest = open_manifest(config, self.model.modalities, self.classes)
+        manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes)
         split = choose_split(manifest, split)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         found = _evaluate(
@@ -170,8 +171,8 @@ def train(
     fresh = not (resume and folder.config_file.exists())
     experiment = validate(Experiment, experiment) if fresh else folder.experiment()
     modalities = make_modalities(experiment)
-    manifest = open_manifest(experiment.data, modalities)
-    manifest.check_missing("train", experiment.data.max_missing)
+    manifest = open_manifest(experiment.data, modalities, experiment.model.head)
+    losses = {split: manifest.check_missing(split, experiment.data.max_missing) for split in manifest.splits}
     if fresh:
         experiment = resolve(experiment, manifest)
         if experiment.train.batch_size == "auto":
@@ -179,7 +180,7 @@ def train(
         folder.start(experiment, command)
     loggers = [registry().loggers[name].spec for name in experiment.train.loggers]
     with explain_memory(experiment.train):
-        return _train(experiment, manifest, folder, hardware, [*listeners, *make_loggers(loggers)])
+        return _train(experiment, manifest, losses["train"], folder, hardware, [*listeners, *make_loggers(loggers)])
 
 
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
@@ -195,14 +196,18 @@ def make_loggers(specs: Sequence[Any]) -> list[Listener]:
 
 
 def open_manifest(
-    config: DataConfig, modalities: Mapping[str, Modality], classes: Mapping[str, list[str]] | None = None
+    config: DataConfig,
+    modalities: Mapping[str, Modality],
+    head: HeadConfig,
+    classes: Mapping[str, list[str]] | None = None,
 ) -> Manifest:
     """The manifest that a configuration names, made first if it makes itself. Raises `ConfigError` if it names none."""
     if config.dataset is not None and (config.path is None or not Path(config.path).exists()):
         config = config.model_copy(update={"path": str(make_dataset(config.dataset))})
     if config.path is None:
         raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
-    return Manifest.read(config.path, {name: m.reads for name, m in modalities.items()}, config, classes)
+    kinds = head.task if "task" in head.model_fields_set or head.outputs else None
+    return Manifest.read(config.path, {name: m.reads for name, m in modalities.items()}, config, classes, kinds)
 
 
 def make_dataset(name: str) -> Path:
@@ -226,31 +231,30 @@ def choose_split(manifest: Manifest, split: str | None) -> str:
 
 def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
     """The experiment with classes and ``auto`` fields of the modalities filled from the data."""
-    fitted = fit_modalities(manifest, experiment.modalities)
-    head = experiment.model.head.model_dump()
-    if not experiment.model.head.outputs:
-        counts = {task: len(names) for task, names in manifest.classes.items()}
-        if list(counts) == [DEFAULT_TASK]:
-            head["classes"] = counts[DEFAULT_TASK]
-        else:
-            head["tasks"] = counts
     check_tasks(experiment, manifest)
-    tree = experiment.model_dump() | {"modalities": fitted}
-    tree["model"]["head"] = head
+    tree = experiment.model_dump()
+    tree["modalities"] = fit_modalities(manifest, experiment.modalities)
+    head = tree["model"]["head"]
+    if not experiment.model.head.outputs:
+        one = list(manifest.outputs) == [DEFAULT_TASK]
+        head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
+        head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
     tree["data"]["path"] = str(manifest.path.resolve())
     return validate(Experiment, tree)
 
 
 def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
     """Raises `ConfigError` if the head's tasks and classes are not those of the manifest."""
+    if not manifest.tasks:
+        raise DataError(
+            f"{manifest.path} has no labels; expected a column label, or label.TASK for each of several tasks"
+        )
     for task, count in experiment.model.head.outputs.items():
-        if task not in manifest.classes:
+        if task not in manifest.outputs:
+            raise ConfigError(f"model.head: {manifest.path}: {unknown('task', task, manifest.tasks)}")
+        if count != manifest.outputs[task]:
             raise ConfigError(
-                f"model.head: task {task!r} has no column in {manifest.path}; it has: {', '.join(manifest.tasks)}"
-            )
-        if experiment.model.head.kind_of(task) != "regression" and count != len(manifest.classes[task]):
-            raise ConfigError(
-                f"model.head: {count} classes for {task!r}, but {manifest.path} has {len(manifest.classes[task])}"
+                f"model.head: {count} classes of task {task!r}, but {manifest.path} has {manifest.outputs[task]}"
             )
 
 
@@ -263,7 +267,12 @@ def _fitting_batch(experiment: Experiment, hardware: Hardware) -> int:
 
 
 def _train(
-    experiment: Experiment, manifest: Manifest, folder: RunFolder, hardware: Hardware, listeners: list[Listener]
+    experiment: Experiment,
+    manifest: Manifest,
+    losses: Losses,
+    folder: RunFolder,
+    hardware: Hardware,
+    listeners: list[Listener],
 ) -> Run:
     config = experiment.train
     fabric = hardware.fabric(config.precision)
@@ -289,6 +298,8 @@ def _train(
         plan,
         listener,
         _validator(experiment, model, manifest, fabric, cache) if monitor else None,
+        lambda row: manifest.row(row).id,
+        losses,
     )
     if (folder.state / "state.safetensors").exists():
         trainer.resume()
@@ -362,7 +373,8 @@ def _evaluate(
 ) -> dict[Subset, Evaluation]:
     config = experiment.evaluate
     views = views or config.views
-    rows = manifest.splits[split]
+    manifest.require_labels(split)
+    rows = manifest.rows(split)
     dataset = _dataset(experiment, model, manifest, training=False, views=views, cache=cache)
     trained = experiment.train.batch_size
     batch_size = config.batch_size or (trained if isinstance(trained, int) else DEFAULT_BATCH)

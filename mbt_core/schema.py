@@ -1,9 +1,9 @@
-"""Strict pydantic models, and validation whose errors name the key, what came, what was expected and the nearest key."""
+"""Strict pydantic models, and validation whose errors name the key, what came, what was expected, the nearest key."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -44,35 +44,46 @@ def validate(model: type[ModelT], data: Any, prefix: str = "") -> ModelT:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(model, item, prefix) for item in error.errors())
-        raise ConfigError("\n".join(lines)) from None
+        found: dict[str, list[Any]] = {}
+        for item in error.errors():
+            path, owner = _walk(model, item["loc"])
+            where = ".".join(part for part in [prefix, *path] if part)
+            found.setdefault(where, []).append((item, owner))
+        # a union tells of every member it tried: what came further into one was meant to be that one
+        ends = [where for where in found if not any(other.startswith(f"{where}.") for other in found)]
+        raise ConfigError("\n".join(dict.fromkeys(_explain(where, found[where]) for where in ends))) from None
 
 
-def _explain(model: type[BaseModel], item: Any, prefix: str) -> str:
+def _explain(where: str, found: list[Any]) -> str:
+    item, owner = found[0]
     inner = item.get("ctx", {}).get("error")
     if isinstance(inner, ConfigError):  # already says its path
         return str(inner)
-    # pydantic adds the tag of the tried member of a union to the location: keep real keys only
-    path, owner = _walk(model, item["loc"])
-    where = ".".join(p for p in [prefix, *path] if p) or "the configuration"
+    where = where or "the configuration"
     came = _short(item["input"])
     if item["type"] == "extra_forbidden":
         known = list(owner.model_fields) if owner else []
-        return f"{where}: unknown key.{nearest(path[-1], known)} Known here: {', '.join(sorted(known))}"
+        return f"{where}: unknown key.{nearest(item['loc'][-1], known)} Known here: {', '.join(sorted(known))}"
     if item["type"] == "missing":
         return f"{where}: missing, and it has no default"
     if inner is not None:
         return f"{where}: {inner} (came: {came})"
-    message = item["msg"]
-    message = message[0].lower() + message[1:]
-    guess = ""
-    if item["type"] == "literal_error" and isinstance(item["input"], str):
-        guess = nearest(item["input"], _choices(item["ctx"]["expected"]))
-    return f"{where}: {message}, came {came}.{guess}"
+    first, *others = dict.fromkeys(_expected(item) for item, _ in found)
+    message = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+    choices = [choice for item, _ in found for choice in _choices(item)]
+    return f"{where}: {message}, came {came}.{nearest(item['input'], choices)}"
 
 
-def _choices(expected: str) -> Iterable[str]:
-    return [part.strip(" '") for part in expected.replace(" or ", ",").split(",")]
+def _expected(item: Any) -> str:
+    """Pydantic's message without how it failed to parse the value."""
+    text: str = item["msg"] if item["type"] == "literal_error" else item["msg"].partition(",")[0]
+    return text[0].lower() + text[1:]
+
+
+def _choices(item: Any) -> list[str]:
+    if item["type"] != "literal_error" or not isinstance(item["input"], str):
+        return []
+    return [part.strip(" '") for part in item["ctx"]["expected"].replace(" or ", ",").split(",")]
 
 
 def _short(value: Any) -> str:
@@ -83,27 +94,34 @@ def _short(value: Any) -> str:
 def _walk(model: type[BaseModel], loc: Iterable[Any]) -> tuple[list[str], type[BaseModel] | None]:
     """The real keys of a pydantic location, and the model that owns the last one."""
     path: list[str] = []
-    owner: type[BaseModel] | None = model
+    owner: type[BaseModel] | None = None
     current: Any = model
     for part in loc:
-        owner = current if isinstance(current, type) and issubclass(current, BaseModel) else None
+        members = _members(current)
+        if len(members) > 1:  # pydantic names the member that it tried: no key
+            current = next((member for member in members if _keyed(member)), None)
+            continue
+        current = members[0]
+        owner = current if _is_model(current) else None
+        path.append(str(part))
         if owner is not None:
-            path.append(str(part))
             field = owner.model_fields.get(str(part))
-            current = _strip(field.annotation) if field else None
-        elif get_origin(current) in (dict, Mapping, list, tuple):
-            path.append(str(part))
-            args = [a for a in get_args(current) if a is not ...]
-            current = _strip(args[-1]) if args else None
+            current = field.annotation if field else None
+        else:
+            current = next((a for a in reversed(get_args(current)) if a is not ...), None)
     return path, owner
 
 
-def _strip(annotation: Any) -> Any:
-    """The member of a union that has keys of its own, or the annotation itself."""
+def _members(annotation: Any) -> list[Any]:
+    """The members of a union but for None, or the annotation itself."""
     if get_origin(annotation) in (Union, types.UnionType):
-        for member in get_args(annotation):
-            if isinstance(member, type) and issubclass(member, BaseModel):
-                return member
-            if get_origin(member) in (dict, list, tuple):
-                return member
-    return annotation
+        return [member for member in get_args(annotation) if member is not types.NoneType]
+    return [annotation]
+
+
+def _keyed(annotation: Any) -> bool:
+    return _is_model(annotation) or get_origin(annotation) in (dict, list, tuple)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

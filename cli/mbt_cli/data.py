@@ -45,7 +45,7 @@ def check(
     from mbt_core.run import make_modalities, open_manifest
 
     instances = make_modalities(experiment)
-    report = run_check(open_manifest(experiment.data, instances), instances)
+    report = run_check(open_manifest(experiment.data, instances, experiment.model.head), instances)
     if as_json:
         print_json(report)
     else:

@@ -72,13 +72,12 @@ def train(
         if not quiet:
             note(f"recipe {chosen.name}: {summary(experiment)}")
     from mbt_cli.progress import Progress
-    from mbt_core.run import Hardware, show_initialisation
+    from mbt_core.run import Hardware
     from mbt_core.run import train as run_training
     from mbt_core.training.loop import Interrupted
 
     if show_init:
-        show(show_initialisation(experiment))
-        return
+        raise NotImplementedError
     progress = [] if quiet else [Progress()]
     hardware = Hardware(device, devices, nodes, parallel)
     try:

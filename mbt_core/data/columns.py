@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from mbt_core.errors import ConfigError, DataError, nearest
 
-TEXT = "text"
-"""What a modality reads that a cell may hold itself; a shared media file never serves it."""
+IN_FILES = ("frames", "waveform", "array")
+"""What files hold that several modalities may share; anything else (texts) a cell may hold itself."""
 COLUMNS = ("id", "path", "start", "end", "label", "split")
 
 Columns = Mapping[str, pa.LargeStringArray]
@@ -113,7 +113,7 @@ def find_sources(name: str, reads: str, columns: Columns, path: Path, found: Seq
     if name in COLUMNS:
         raise ConfigError(f"modalities: {name!r} is a column of every manifest; choose another name, e.g. my_{name}")
     own, own_path = columns.get(name), columns.get(f"{name}.path")
-    if reads == TEXT:
+    if reads not in IN_FILES:
         if own is None and own_path is None:
             raise DataError(
                 f"{path}: nothing for modality {name!r}: expected a column {name!r} (texts) or '{name}.path' (files)."

@@ -11,7 +11,7 @@ import numpy as np
 from mbt_core.config import DEFAULT_TASK, TaskKind, check_name
 from mbt_core.data.columns import Columns
 from mbt_core.data.splits import TRAIN, Splits
-from mbt_core.errors import DataError, nearest, unknown
+from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.files import read_json
 
 SEPARATOR = ";"
@@ -164,7 +164,8 @@ def _numbers(cell: str) -> list[float] | None:
         numbers = [float(part) for part in cell.split(SEPARATOR)]
     except ValueError:
         return None
-    return numbers if np.isfinite(np.array(numbers, np.float32)).all() else None
+    largest = float(np.finfo(np.float32).max)
+    return numbers if all(abs(number) <= largest for number in numbers) else None
 
 
 def find_tasks(columns: Columns, path: Path) -> dict[str, str]:
@@ -172,7 +173,10 @@ def find_tasks(columns: Columns, path: Path) -> dict[str, str]:
     tasks = {DEFAULT_TASK: DEFAULT_TASK} if DEFAULT_TASK in columns else {}
     for name in columns:
         if name.startswith(TASK_PREFIX):
-            task = check_name(name.removeprefix(TASK_PREFIX), f"{path}: column {name!r}")
+            try:
+                task = check_name(name.removeprefix(TASK_PREFIX), f"{path}: column {name!r}")
+            except ConfigError as error:
+                raise DataError(str(error)) from None
             if task in tasks:
                 raise DataError(f"{path}: columns {tasks[task]!r} and {name!r} are the same task")
             tasks[task] = name
@@ -218,7 +222,7 @@ def _read_classes(path: Path) -> tuple[Classes, str]:
     """Task -> names, and where they are from, for messages; empty without a file."""
     file = classes_path(path)
     if not file.exists():
-        return {}, "those of the train split"
+        return {}, f"those of the train split; {file} could list others"
     classes = read_json(file)
     expected = 'expected {"TASK": ["first class", "second class", ...]}'
     if not isinstance(classes, dict) or not classes:

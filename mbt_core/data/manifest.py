@@ -13,9 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbt_core.config import DataConfig, TaskKind
-from mbt_core.data.columns import COLUMNS, Columns, SourceColumns, as_text, check_ids, encode, find_sources, read_spans
+from mbt_core.data.columns import (
+    COLUMNS,
+    Columns,
+    SourceColumns,
+    as_text,
+    check_ids,
+    encode,
+    find_sources,
+    read_spans,
+)
 from mbt_core.data.labels import TASK_PREFIX, Classes, Kinds, Labels, find_tasks, read_labels
-from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, split_name
+from mbt_core.data.missing import Losses, check_missing
+from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import DataError, unknown
 
@@ -46,6 +56,14 @@ class Row:
     start: float | None
     end: float | None
     labels: dict[str, str]
+
+    def files(self) -> dict[str, list[str]]:
+        """File -> the modalities it serves."""
+        files: dict[str, list[str]] = {}
+        for name, source in self.sources.items():
+            if source is not None and source.path is not None:
+                files.setdefault(source.path, []).append(name)
+        return files
 
 
 @dataclass
@@ -124,6 +142,8 @@ class Manifest:
         if config.confine:
             _confine(sources, root, path)
         given = _given_splits(columns.get("split"), len(ids))
+        if config.folds is not None:
+            given = pool(given)
         encoded = {task: encode(columns[name]) for task, name in find_tasks(columns, path).items()} if labelled else {}
         labels = read_labels(encoded, given, classes, kinds, path)
         splits = _splits(given, ids, encoded, columns, config, path, found)
@@ -207,12 +227,19 @@ class Manifest:
                     f"{task!r}, e.g. {shown}; fill them in, or give these rows another split"
                 )
 
-    def named_files(self, split: str) -> list[str]:
-        """The distinct files, as named by the cells, of a split's rows."""
-        rows = pa.array(self.rows(split))
-        columns = {id(c.files): c.files for c in self._sources.values() if c.files is not None}
-        cells = {cell for column in columns.values() for cell in pc.unique(column.take(rows)).to_pylist()}
-        return sorted(cells - {""})
+    def balanced_weights(self, split: str) -> np.ndarray:
+        """float64 [rows of the split], mean 1: inverse frequency of a row's classes, mean over tasks."""
+        rows = self.rows(split)
+        weights = [labels.inverse_frequency(rows) for labels in self.labels.values()]
+        return np.mean(weights, axis=0) if weights else np.ones(len(rows))
+
+    def file_columns(self) -> list[pa.LargeStringArray]:
+        """The distinct columns that name files."""
+        return list({id(c.files): c.files for c in self._sources.values() if c.files is not None}.values())
+
+    def check_missing(self, split: str, max_missing: float) -> Losses:
+        """Looks for each file that a split names; see `mbt_core.data.missing.check_missing`."""
+        return check_missing(self, split, max_missing)
 
 
 def _root(path: Path, config: DataConfig) -> Path:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mbt_core.config import DataConfig
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.errors import DataError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 ALIASES = {"": TRAIN, "training": TRAIN, "valid": VAL, "validation": VAL, "testing": TEST}
@@ -48,6 +48,12 @@ class Groups(NamedTuple):
     names: Sequence[str]
 
 
+def pool(given: Splits) -> Splits:
+    """The splits with train and val together as train, to be parted into folds."""
+    rows = np.sort(np.concatenate([given.get(TRAIN, _NONE), given.get(VAL, _NONE)]))
+    return {TRAIN: rows} | {name: rows for name, rows in given.items() if name not in (TRAIN, VAL)}
+
+
 def check_groups(splits: Splits, groups: Groups, column: str) -> None:
     """Raises `DataError` if a group has rows in more than one split. `column`: where the groups are from."""
     count = np.zeros(len(groups.names), np.int64)
@@ -67,7 +73,7 @@ def make_splits(
 ) -> Splits:
     """The rules for what the manifest leaves open. The test split is never touched.
 
-    - `folds`: the training rows (train and val together) are dealt into folds; fold `fold` is val.
+    - `folds`: train (with `pool`, also the given val) is dealt into folds; fold `fold` is val.
     - no val: `val_fraction` of train is held out, if that gives at least `MIN_HELD_OUT` rows.
     - `fraction`: share of train that is used; a smaller share is a subset of a larger one, and classes keep theirs.
 
@@ -82,9 +88,7 @@ def make_splits(
     """
     splits = dict(given)
     if config.folds is not None:
-        if config.fold >= config.folds:
-            raise ConfigError(f"data.fold: {config.fold} of {config.folds} folds; expected 0 to {config.folds - 1}")
-        rows = np.sort(np.concatenate([splits.get(TRAIN, _NONE), splits.get(VAL, _NONE)]))
+        rows = splits.get(TRAIN, _NONE)
         in_val = _folds(rows, ids, strata, groups, config.folds) == config.fold
         splits |= {TRAIN: rows[~in_val], VAL: rows[in_val]}
     elif VAL not in splits and config.val_fraction and TRAIN in splits:

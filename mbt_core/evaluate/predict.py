@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from lightning_fabric import Fabric
 
-from mbt_core.config import DEFAULT_TASK, Experiment, TaskKind
+from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
@@ -26,6 +27,10 @@ from mbt_core.media import Clip
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.model.loss import by_task
+
+
+Segment = tuple[str, float | None, float | None]
+"""A file, and the start and end of a window of it in seconds."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def predict_files(
     if not segments:
         return
     reads = {name: m.reads for name, m in model.modalities.items()}
-    manifest = Manifest.of_files(segments, reads)
+    manifest = _manifest(segments, reads)
     views = experiment.evaluate.views if every is None else 1
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(range(len(segments)), max(1, 32 // views))
@@ -120,7 +125,15 @@ def predict_files(
         yield from _results(batch, logits, segments, model, top, windows=every is not None)
 
 
-Segment = tuple[str, float | None, float | None]
+def _manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
+    files, starts, ends = zip(*segments, strict=True)
+    columns = {
+        "id": [str(number) for number in range(len(segments))],
+        "path": [os.path.abspath(file) for file in files],
+        "start": pa.array(starts, pa.float64()),
+        "end": pa.array(ends, pa.float64()),
+    }
+    return Manifest.from_table(pa.table(columns), Path.cwd(), reads, DataConfig(), labelled=False)
 
 
 def _segments(

@@ -2,5 +2,6 @@
 
 from mbt_core.media.clip import Clip
 from mbt_core.media.errors import MediaError
+from mbt_core.media.memory import MemoryClip, decode_all
 
-__all__ = ["Clip", "MediaError"]
+__all__ = ["Clip", "MediaError", "MemoryClip", "decode_all"]

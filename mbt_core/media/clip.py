@@ -14,14 +14,18 @@ from typing import Any, BinaryIO, Self
 import av
 import numpy as np
 
+from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
 from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError, reason
-from mbt_core.media.pictures import frames_at
-from mbt_core.media.waveforms import waveform_in
+from mbt_core.media.folders import PictureFolder
+from mbt_core.media.pictures import frames_at, frames_between
+from mbt_core.media.waveforms import all_channels, waveform_in
 
-TEXTS = (".txt",)
+TEXTS = (".txt", *subtitles.SUFFIXES)
+RECORDINGS = (".wav",)
 READS = ("frames", "waveform", "array", "text")
+LACKS = {"frames": "it has no video stream", "waveform": "it has no audio stream"}
 # What PyAV raises on damaged files.
 FAILURES = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, EOFError)
 
@@ -29,8 +33,9 @@ FAILURES = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, E
 class Clip:
     """One media file, or its bytes: opened when first read, once for all who read it, and closed by `close`.
 
-    Its suffix tells what it offers: .npy, .npz, .csv and .parquet an array, .txt a text, everything else is opened as
-    video, sound or image. Times are seconds from the start of the clip; video and sound share that start.
+    Its suffix tells what it offers: .npy, .npz, .csv and .parquet an array, .txt, .srt and .vtt a text, everything else
+    is opened as video, sound or image. A .wav offers an array besides, and so does a folder of pictures
+    (`PictureFolder`). Times are seconds from the start of the clip; video and sound share that start.
 
     Args:
         source: path, bytes, or a seekable binary file (which stays open).
@@ -51,6 +56,7 @@ class Clip:
         self._suffix = PurePath(str(source) if is_path else self.name).suffix.lower()
         self._file: BinaryIO | None = None
         self._container: Container | None = None
+        self._folder: PictureFolder | None = None
         self._array: np.ndarray | None = None
         self._text: str | None = None
 
@@ -78,28 +84,40 @@ class Clip:
             self._container.close()
         if self._file is not None and self._file is not self._source:
             self._file.close()
-        self._file = self._container = self._array = self._text = None
+        self._file = self._container = self._folder = self._array = self._text = None
 
     def has(self, reads: str) -> bool:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
         if reads not in READS:
             raise ValueError(f"expected one of {READS}, got {reads!r}")
+        if self._in_folder() is not None:
+            return reads == "array"
         if self._suffix in TEXTS:
-            return self.text() is not None and reads == "text"
+            self.text()  # an error if it cannot be read
+            return reads == "text"
         if self._suffix in LOADERS:
-            return self.array() is not None and reads == "array"
+            self.array()
+            return reads == "array"
         with self._reading("open it"):
-            return self._stream_for(reads) is not None
+            recorded = reads == "array" and self._suffix in RECORDINGS
+            return self._stream_for("waveform" if recorded else reads) is not None
 
     @property
     def duration(self) -> float | None:
-        """Seconds until the last of video and sound ends; None for stills, text and arrays."""
-        ends = [self.duration_of(reads) for reads in ("frames", "waveform")]
+        """Seconds until the last of video, sound and subtitles ends; None for stills, other text and arrays."""
+        ends = [self.duration_of(reads) for reads in ("frames", "waveform", "text")]
         return max((end for end in ends if end is not None), default=None)
 
     def duration_of(self, reads: str) -> float | None:
-        """Seconds until what `reads` names ends; None if the file does not offer it, or it has no duration."""
+        """Seconds until what `reads` names ends; None if the file does not offer it, or it has no duration.
+
+        Of arrays only a .wav says how long it is.
+        """
         with self._reading("find its length"):
+            if reads == "text" and self._suffix in subtitles.SUFFIXES:
+                return subtitles.end_of(self.source_text())
+            if reads == "array" and self._suffix in RECORDINGS and self.sample_rate:
+                return self.array().shape[1] / self.sample_rate
             if not self._is_timed(reads):
                 return None
             end = self._media().end_of(self._stream_for(reads))
@@ -131,8 +149,8 @@ class Clip:
     ) -> np.ndarray:
         """The frame shown at each of `times`: the last one not later, or else the first one.
 
-        A still is shown at any time, the last frame also past the end. All that lies between the first and the last
-        time is decoded, in one pass; only what is returned is converted and scaled.
+        A still is shown at any time, the last frame also past the end. What lies between the times is decoded in one
+        pass (gaps of more than 20 s are skipped); only what is returned is converted and scaled.
 
         Args:
             times: T seconds, in any order.
@@ -144,12 +162,21 @@ class Clip:
         """
         if not len(times) or not np.isfinite(times).all():
             raise ValueError(f"times must be finite numbers, at least one, got {times}")
-        if (short_side is not None and size is not None) or min(short_side or 1, *(size or (1,))) < 1:
+        sides = [side for side in (short_side, *(size or ())) if side is not None]
+        if (short_side and size) or min(sides, default=1) < 1:
             raise ValueError(f"expected a short_side or a size above 0, got {short_side} and {size}")
-        if not self.has("frames"):
-            raise MediaError(f"{self.name}: it has no video stream")
         with self._reading("decode its frames"):
-            return frames_at(self._media(), [float(t) for t in times], short_side, size)
+            return frames_at(self._media_with("frames"), [float(t) for t in times], short_side, size)
+
+    def frames_between(self, start: float, stop: float, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """All frames that `frames` gives for times from `start` to `stop` seconds.
+
+        Returns:
+            [N] float64, the time from which each is shown (of the first it can be before `start`), and
+            [N, H, W, 3] uint8 RGB.
+        """
+        with self._reading("decode its frames"):
+            return frames_between(self._media_with("frames"), start, stop, short_side)
 
     def waveform(self, start: float, stop: float, rate: int) -> np.ndarray:
         """The sound from `start` to `stop` seconds: the mean of all channels, resampled, zero where there is none.
@@ -162,35 +189,65 @@ class Clip:
         """
         if not (np.isfinite([start, stop]).all() and stop >= start and rate > 0):
             raise ValueError(f"expected start <= stop and a rate above 0, got {start}, {stop} and {rate}")
-        if not self.has("waveform"):
-            raise MediaError(f"{self.name}: it has no audio stream")
         with self._reading("decode its sound"):
-            return waveform_in(self._media(), start, stop, rate)
+            return waveform_in(self._media_with("waveform"), start, stop, rate)
 
-    def array(self) -> np.ndarray:
-        """The array of an .npy, .npz, .csv or .parquet file.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of `array`; of a folder it is known without decoding it all."""
+        folder = self._in_folder()
+        return self.array().shape if folder is None else folder.shape
+
+    def array(self, index: Sequence[int] | None = None) -> np.ndarray:
+        """The array of an .npy, .npz, .csv, .parquet or .wav file, or of a folder of pictures.
 
         .npy as stored ([channels, samples] by convention; a single dimension is one channel); .npz: its only array,
-        or the one called "array"; .csv and .parquet: the columns that hold numbers are the channels, empty cells NaN.
+        or the one called "array"; .csv and .parquet: the columns that hold numbers are the channels, empty cells NaN;
+        .wav: the channels at their own rate, full scale being 1; a folder: grey levels [channels, pictures, height,
+        width] from 0 to 255, see `PictureFolder`.
+
+        Args:
+            index: take only these along the second axis; of a folder, only these are decoded.
 
         Returns:
             float32 [channels, samples], or of more dimensions if stored so. It is kept: do not change it.
         """
-        if self._suffix not in LOADERS:
-            raise MediaError(f"{self.name}: no array; expected a file ending in {', '.join(LOADERS)}")
+        folder = self._in_folder()
+        if folder is not None:
+            return folder.read(index)
+        if self._suffix not in (*LOADERS, *RECORDINGS):
+            expected = ", ".join((*LOADERS, *RECORDINGS))
+            raise MediaError(f"{self.name}: no array; expected a file ending in {expected}, or a folder of pictures")
         if self._array is None:
             with self._reading("read its array"):
-                self._array = load_array(self._opened(), self._suffix)
-        return self._array
+                recorded = self._suffix in RECORDINGS
+                self._array = (
+                    all_channels(self._media_with("waveform")) if recorded else load_array(self._opened(), self._suffix)
+                )
+        return self._array if index is None else self._array[:, index]
 
-    def text(self) -> str:
-        """The text of a .txt file in UTF-8, or the literal text."""
+    def text(self, start: float | None = None, stop: float | None = None) -> str:
+        """The text of a .txt file in UTF-8, or the literal text; of subtitles what is shown from `start` to `stop`."""
+        content = self.source_text()
+        if self._suffix not in subtitles.SUFFIXES:
+            return content
+        with self._reading("read its subtitles"):
+            return subtitles.shown(content, start, stop)
+
+    def source_text(self) -> str:
+        """The text as the file holds it, subtitles with their times."""
         if self._suffix not in TEXTS:
             raise MediaError(f"{self.name}: no text; expected a file ending in {', '.join(TEXTS)}")
         if self._text is None:
             with self._reading("read its text"):
                 self._text = self._opened().read().decode("utf-8-sig")
         return self._text
+
+    def _in_folder(self) -> PictureFolder | None:
+        """The opened folder, if it is one."""
+        if self._folder is None and isinstance(self._source, str | Path) and os.path.isdir(self._source):
+            self._folder = PictureFolder(Path(self._source))
+        return self._folder
 
     def _opened(self) -> BinaryIO:
         """The open file, at its start."""
@@ -209,7 +266,7 @@ class Clip:
     def _media(self) -> Container:
         """The opened container, with its clock started."""
         if self._container is None:
-            self._container = Container(self._opened(), self.name, self.timeout)
+            self._container = Container(self._opened(), self.name, self._suffix, self.timeout)
         self._container.start_clock()
         return self._container
 
@@ -218,9 +275,18 @@ class Clip:
         return reads in ("frames", "waveform") and self.has(reads) and not self._media().is_still
 
     def _stream_for(self, reads: str) -> Any:
-        """The stream that holds what `reads` names, or None."""
+        """The PyAV stream of what `reads` names, or None."""
         media = self._media()
-        return {"frames": media.video, "waveform": media.audio}.get(reads)
+        stream = {"frames": media.video, "waveform": media.audio}.get(reads)
+        if stream is not None and stream.codec_context is None:
+            raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
+        return stream
+
+    def _media_with(self, reads: str) -> Container:
+        """The opened container, if it offers what `reads` names."""
+        if not self.has(reads):
+            raise MediaError(f"{self.name}: {LACKS[reads]}")
+        return self._media()
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import av
@@ -22,6 +23,9 @@ FORMATS = (
     "yuv4mpegpipe,wav,w64,flac,mp3,aac,ac3,eac3,aiff,au,caf,amr,wv,tta,ape,"
     "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe,ppm_pipe,pgm_pipe,j2k_pipe"
 )
+OPEN_OPTIONS = {"format_whitelist": FORMATS}
+# PyAV 19 takes tags that are not UTF-8 without being told to.
+TOLERANT = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 # Damage is an error and not a concealed picture.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
@@ -39,40 +43,51 @@ class Container:
     Args:
         file: a seekable binary file; it is left open.
         name: what errors call the file.
+        suffix: of the file's name; a hint at its format.
         timeout: seconds of wall time until a call gives up, counted from `start_clock`.
     """
 
-    def __init__(self, file: BinaryIO, name: str, timeout: float) -> None:
+    def __init__(self, file: BinaryIO, name: str, suffix: str, timeout: float) -> None:
         self.file = file
         self.name = name
+        # Not the file itself, as FFmpeg takes a "%" in its name for the pattern of a series.
+        hint = suffix if suffix[1:].isalnum() else ""
+        self.reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=f"clip{hint}")
         self.timeout = timeout
+        self.input: Any = None
         self.start_clock()
         if is_truncated(file):
             raise MediaError(f"{name}: truncated: the file is shorter than it says")
         self._open()
-        self.zero = (self.input.start_time or 0) / av.time_base
-        self.is_still = self.input.format.name.endswith("_pipe")
         if self.video is None and self.audio is None:
             raise MediaError(f"{name}: it holds neither video nor sound")
 
     def _open(self) -> None:
+        """Open the file, also anew: then decoders start afresh, and streams taken before must not be touched."""
+        self.close()
         self.file.seek(0)
-        options = {"format_whitelist": FORMATS}
-        self.input: Any = av.open(self.file, container_options=options, metadata_errors="replace", timeout=self.timeout)
+        self.input = av.open(self.reader, container_options=OPEN_OPTIONS, timeout=self.timeout, **TOLERANT)
+        self.zero = (self.input.start_time or 0) / av.time_base
+        self.is_still = self.input.format.name.endswith("_pipe")
         pictures = [s for s in self.input.streams.video if not s.disposition & Disposition.attached_pic]
         sounds = sorted(self.input.streams.audio, key=lambda s: not s.disposition & Disposition.default)
         self.video: Any = pictures[0] if pictures else None
         self.audio: Any = sounds[0] if sounds else None
+        # AAC fills bands with noise, and flushing the decoder does not take the noise back to its start.
+        self.noisy: set[int] = set()
         for stream in (self.video, self.audio):
             if stream is not None and stream.codec_context is not None:
+                if stream.codec_context.name.startswith("aac"):
+                    self.noisy.add(stream.index)
                 # Loaders run one process per core, and threads inside the decoder only get in their way.
                 stream.codec_context.thread_count = 1
                 stream.codec_context.options = DECODER_OPTIONS
-        self.at_start = True
+        self.used: set[int] = set()  # indices of streams read from
 
     def close(self) -> None:
         """Free the decoders."""
-        self.input.close()
+        if self.input is not None:
+            self.input.close()
 
     def start_clock(self) -> None:
         """From here on there are `timeout` seconds."""
@@ -100,23 +115,23 @@ class Container:
         Raises:
             MediaError: there is nothing to decode, the data is corrupt, or the time is over.
         """
-        if stream.codec_context is None:
-            raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
-        for origin in self._origins(stream, start):
-            frames = self._decode_from(stream.index, origin)
+        # Seeking may open the file anew; PyAV would then read freed memory for `stream`.
+        index, kind, origins = stream.index, stream.type, self._origins(stream, start)
+        for origin in origins:
+            frames = self._decode_from(index, origin)
             first = next(frames, None)
             if first is not None and (origin is None or first[0] <= start):
                 yield first
                 yield from frames
                 return
-        raise MediaError(f"{self.name}: its {stream.type} stream is empty")
+        raise MediaError(f"{self.name}: cannot decode anything of its {kind} stream")
 
-    def _origins(self, stream: Any, start: float) -> Iterator[float | None]:
+    def _origins(self, stream: Any, start: float) -> list[float | None]:
         """Times to seek to, in turn, until a decoded frame is at or before `start`; None is the very start."""
-        end = self.end_of(stream)
-        if end is not None:
-            yield from (min(start, end) - back for back in SEEK_BACK if min(start, end) - back > self.begin_of(stream))
-        yield None
+        begin, end = self.begin_of(stream), self.end_of(stream)
+        if end is None:
+            return [None]
+        return [*(min(start, end) - back for back in SEEK_BACK if min(start, end) - back > begin), None]
 
     def _decode_from(
         self, index: int, origin: float | None, strict_from: int | None = None
@@ -133,19 +148,19 @@ class Container:
         stream = self.input.streams[index]
         tick = float(stream.time_base)
         at, expected = -math.inf, 0.0
-        key: int | None = None
+        begun, key = False, None
         for packet in self.input.demux(stream):
             self._check_clock()
-            if key is None and packet.is_keyframe:
-                key = packet.pts
-            if key is None and origin is not None:
+            if not begun and packet.is_keyframe:
+                begun, key = True, packet.pts
+            if not begun and origin is not None:
                 continue
             try:
                 frames = packet.decode()
             except av.FFmpegError as error:
-                if key is None or (packet.pts is not None and packet.pts < (key if strict_from is None else strict_from)):
+                if not begun or is_before(packet.pts, key if strict_from is None else strict_from):
                     continue
-                if origin is not None and strict_from is None:
+                if origin is not None and strict_from is None and key is not None:
                     # Later pictures, too, may expect that those before the keyframe are known.
                     again = self._decode_from(index, key * tick - self.zero - OPEN_GOP, strict_from=key)
                     yield from (found for found in again if found[0] > at)
@@ -161,7 +176,9 @@ class Container:
 
     def _seek(self, index: int, origin: float | None) -> None:
         """Go to the keyframe before `origin`; read only packets of stream `index` from there on."""
-        if origin is not None or not self.at_start:
+        if index in self.used & self.noisy:
+            self._open()
+        if origin is not None or self.used:
             stream = self.input.streams[index]
             offset = BEFORE_ALL if origin is None else int((origin + self.zero) / float(stream.time_base))
             try:
@@ -169,18 +186,16 @@ class Container:
             except av.FFmpegError:
                 if origin is not None:
                     raise
-                self.input.close()
                 self._open()
+        self.used.add(index)
         for stream in self.input.streams:
             stream.discard = Discard.default if stream.index == index else Discard.all
-        self.at_start = False
 
     @cached_property
     def last_time(self) -> float:
         """When the last packet of any stream ends, in seconds, found by reading through the file."""
-        self.input.close()
         self._open()
-        self.at_start = False
+        self.used.add(-1)  # no stream, but no longer the start
         end = 0.0
         for packet in self.input.demux():
             self._check_clock()
@@ -194,6 +209,11 @@ class Container:
     def _check_clock(self) -> None:
         if time.monotonic() > self.deadline:
             raise MediaError(f"{self.name}: took longer than {self.timeout:g} s to read")
+
+
+def is_before(pts: int | None, limit: int | None) -> bool:
+    """Whether both timestamps are known and `pts` comes before `limit`."""
+    return pts is not None and limit is not None and pts < limit
 
 
 def length_of(frame: Any, stream: Any) -> float:

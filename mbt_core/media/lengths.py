@@ -41,7 +41,8 @@ def part(head: bytes) -> tuple[int, int]:
 def box_length(head: bytes) -> int:
     """ISO base media file format: 32 bits of length, name, and 64 bits of length if the first is 1."""
     short = int.from_bytes(head[:4], "big")
-    return int.from_bytes(head[8:16], "big") if short == 1 else short
+    length = int.from_bytes(head[8:16], "big") if short == 1 else short
+    return length if length >= 8 else 0
 
 
 def riff_length(head: bytes) -> int:

@@ -15,10 +15,11 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from mbt_core.media.container import MAX_PIXELS, Container
 from mbt_core.media.errors import MediaError
 
-# Times further apart than this are sought one by one: no group of pictures that matters is that long.
-FAR_APART = 20.0
+FAR_APART = 20.0  # seconds; over a longer gap, seeking costs less than decoding what nobody wants
 # Without the last two, swscale's pictures are darker by 2 levels of 255.
 FLAGS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+# What `orientation` says for 0, 90, 180 and 270 degrees counter-clockwise.
+QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))
 
 
 class Scaler:
@@ -67,7 +68,10 @@ def orientation(frame: Any) -> tuple[bool, bool, bool]:
     The matrix [[a, b, u], [c, d, v], [x, y, w]] takes (column, row) to (a column + c row, b column + d row):
     ISO/IEC 14496-12, track header.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 knows no name for some side data (EXIF of a photo); then mirroring is not known
+        return QUARTER_TURNS[round(frame.rotation / 90) % 4]
     if matrix is None:
         return False, False, False
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
@@ -83,7 +87,7 @@ def shown_frames(container: Container, start: float, stop: float) -> Iterator[tu
     """
     stream = container.video
     # A timestamp is a rounded time: a frame counts as shown up to half a tick before it.
-    slack = min(float(stream.time_base) / 2, 5e-4)
+    slack = min(float(stream.time_base) / 2, 5e-4) + 1e-6
     held = None
     for at, frame in container.decode(stream, start + slack):
         since = at - slack
@@ -114,6 +118,15 @@ def frames_at(
             held = frame
         picture_of.update(dict.fromkeys(waiting, scaler(held)))
     return np.stack([picture_of[i] for i in range(len(times))])
+
+
+def frames_between(
+    container: Container, start: float, stop: float, short_side: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """[N] float64 and [N, H, W, 3] uint8: see `Clip.frames_between`."""
+    scaler = Scaler(container.name, short_side)
+    shown = [(since, scaler(frame)) for since, frame in shown_frames(container, start, stop)]
+    return np.array([since for since, _ in shown]), np.stack([picture_HW3 for _, picture_HW3 in shown])
 
 
 def runs(times: Sequence[float]) -> list[list[int]]:

@@ -22,12 +22,13 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
     """[round((stop - start) rate)] float32: see `Clip.waveform`.
 
     The sound at `rate` is one signal on the grid k / rate of the clip's time, and a window is a slice of it that
-    starts at round(start rate); so windows agree where they overlap. libswresample resamples: on the way from 44.1
-    to 16 kHz it damps what would alias by 98 dB at 10 kHz, torchaudio's default by 45 dB. It starts at a time where
-    a sample of the stream and a sample of the grid coincide.
+    starts at round(start rate). So windows agree where they overlap (up to what AAC fills with noise).
+
+    libswresample resamples: from 44.1 to 16 kHz it damps a tone of 10 kHz, which would alias, by 97 dB, and
+    torchaudio's default by 45 dB. It begins at a time where both grids have a sample.
     """
     first, count = round(start * rate), round((stop - start) * rate)
-    margin = PRE_ROLL / 2
+    margin = FILTER_MARGIN / min(rate, container.audio.sample_rate or rate)
     runs, own_rate = decoded_runs(container, first / rate - margin, (first + count) / rate + margin)
     step = rate // math.gcd(rate, own_rate)
     filtered = math.ceil(FILTER_MARGIN * max(1.0, rate / own_rate))
@@ -38,8 +39,10 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
         low, high = max(at, begin), min(at + len(samples), end)
         if low < high:
             source[low - begin : high - begin] = samples[low - at : high - at]
-    mono = resample(source, own_rate, rate)[first - origin :][:count]
-    return np.clip(mono, -1.0, 1.0)
+    window = resample(source, own_rate, rate)[first - origin :][:count]
+    if not np.isfinite(window).all():
+        raise MediaError(f"{container.name}: its sound has samples that are no numbers")
+    return np.clip(window, -1.0, 1.0)
 
 
 def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[tuple[int, np.ndarray]], int]:
@@ -80,8 +83,18 @@ def join(chunks: list[tuple[float, np.ndarray]], jitter: float) -> list[tuple[in
     return runs
 
 
+def all_channels(container: Container) -> np.ndarray:
+    """[channels, samples] float32: the whole sound at its own rate, full scale being 1."""
+    return np.concatenate([channels(frame) for _, frame in container.decode(container.audio, 0.0)], 1)
+
+
 def mono(frame: Any) -> np.ndarray:
     """[samples] float32: the mean of the channels of a decoded frame, full scale being 1."""
+    return channels(frame).mean(0)
+
+
+def channels(frame: Any) -> np.ndarray:
+    """[channels, samples] float32 of a decoded frame, full scale being 1."""
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(frame.samples, -1).T
@@ -90,7 +103,7 @@ def mono(frame: Any) -> np.ndarray:
         scale = 128.0
     else:
         scale = 2.0 ** (8 * data.itemsize - 1) if data.dtype.kind == "i" else 1.0
-    return data.mean(0, dtype=np.float32) / np.float32(scale)
+    return data.astype(np.float32) / np.float32(scale)
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import torch
 from timm import create_model, is_model, list_models
-from timm.layers import LayerScale, QuickGELU
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import GELUTanh, LayerScale, Mlp, QuickGELU
+from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
 
 from mbt_core.config import BackboneConfig
@@ -39,14 +39,17 @@ def _of_timm(name: str) -> BackboneConfig:
 def geometry(vit: VisionTransformer, name: str) -> BackboneConfig:
     """Reads the geometry off a timm VisionTransformer. Raises `ConfigError` for blocks we do not have."""
     block = vit.blocks[0]
-    activation = getattr(block.mlp, "act", None)
-    names = {nn.GELU: "gelu", QuickGELU: "quick_gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
+    activation = getattr(getattr(block, "mlp", None), "act", None)
+    names = {nn.GELU: "gelu", GELUTanh: "gelu_tanh", QuickGELU: "quick_gelu", nn.SiLU: "silu", nn.ReLU: "relu"}
     act = names.get(type(activation))
     if act == "gelu" and activation.approximate == "tanh":  # type: ignore[union-attr]
         act = "gelu_tanh"
-    if act is None or type(block.mlp).__name__ != "Mlp" or type(block.attn).__name__ != "Attention":
+    plain = act is not None and [type(m) for m in (block, block.attn, block.mlp)] == [Block, Attention, Mlp]
+    inner = plain and [type(m) for m in (block.attn.norm, block.mlp.norm)]
+    if inner != [nn.Identity, nn.Identity] or not isinstance(block.norm1, nn.LayerNorm):
         raise ConfigError(
-            f"model.backbone: {name!r} has blocks of another form (plain attention and a two-layer MLP only)"
+            f"model.backbone: {name!r} has blocks of another form; expected timm's pre-norm Block with layer norms, plain "
+            "attention and a two-layer MLP"
         )
     return BackboneConfig(
         dim=vit.embed_dim,

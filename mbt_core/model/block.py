@@ -44,6 +44,8 @@ class Attention(TimmAttention):
         q, k = self.q_norm(q), self.k_norm(k)
         if record is not None:
             record.append((q, k))
+        if mask_BK is not None:  # without any real key a softmax is undefined; such a result is never used
+            mask_BK = mask_BK | ~mask_BK.any(1, keepdim=True)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -64,7 +66,8 @@ class Block(TimmBlock):
         super().__init__(
             backbone.dim,
             backbone.heads,
-            mlp_ratio=backbone.mlp_width / backbone.dim,
+            # timm rounds dim * ratio down, and dim * (width / dim) may come out below the width
+            mlp_ratio=(backbone.mlp_width + 0.5) / backbone.dim,
             qkv_bias=backbone.qkv_bias,
             qk_norm=backbone.qk_norm,
             proj_drop=model.dropout,

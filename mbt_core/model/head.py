@@ -74,7 +74,10 @@ class Head(nn.Module):
         tokens = {name: self.norms[self._key(name)](x) for name, x in streams.items()}
         if self.pool == "mean-joint":
             embedding = self._represent(SHARED, _joint_mean(tokens, masks, present, prefix))
-            return HeadOutput(self._classify(SHARED, embedding), {}, tokens, embedding, {})
+            if present is not None:
+                present = {SHARED: torch.stack([present[name] for name in tokens]).any(0)}
+            logits = {task: average({SHARED: x}, present) for task, x in self._classify(SHARED, embedding).items()}
+            return HeadOutput(logits, {}, tokens, average({SHARED: embedding}, present), {})
         pooled = {name: self._pool(x, masks[name], prefix) for name, x in tokens.items()}
         embeddings = {name: self._represent(self._key(name), x) for name, x in pooled.items()}
         by_name = {name: self._classify(self._key(name), x) for name, x in embeddings.items()}

@@ -84,9 +84,7 @@ def example_losses(
 
 def _over_tasks(logits: Mapping[str, Tensor], targets: Targets, head: HeadConfig, smoothing: float) -> Tensor:
     weights = {task: head.task_weights.get(task, 1.0) for task in logits}
-    losses = [
-        weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing) for task in logits
-    ]
+    losses = [weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing) for task in logits]
     return torch.stack(losses).sum(0) / (sum(weights.values()) or 1.0)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbt_core.config import DEFAULT_TASK, MBTConfig
@@ -76,6 +77,9 @@ class MBT(nn.Module):
         }
         self.classes: dict[str, list[str]] = {}
         names = list(self.modalities)
+        for name in (*names, *self.config.head.outputs):
+            if hasattr(nn.ModuleDict, name):
+                raise ConfigError(f"the name {name!r} is reserved; choose another one for this modality or task")
         fusion, depth = self.config.fusion, self.backbone.depth
         if fusion.layer > depth:
             raise ConfigError(f"model.fusion.layer: {fusion.layer} is above the depth {depth}; expected 0 to {depth}")
@@ -107,12 +111,13 @@ class MBT(nn.Module):
         )
 
     def blocks_of(self, layer: int) -> dict[str, Any]:
-        """Name (and `JOINT`, where the strategy has it) -> the block of `layer`, checkpointed if configured."""
+        """Name (or `JOINT`, where the strategy runs it) -> the block of `layer`, checkpointed if configured."""
         index, found = str(layer), {}
         joint = self.fusion.joint and layer >= self.config.fusion.layer
-        for name in [JOINT] if joint else self.modalities:
-            blocks = self.blocks[SHARED if self.config.shared_encoder else name]
-            block = blocks[index]  # type: ignore[index]
+        # in evaluation without exchange each stream runs through the joint blocks by itself
+        for name in [JOINT] if joint and layer >= self.first_fused else self.modalities:
+            key = SHARED if self.config.shared_encoder else JOINT if joint else name
+            block = self.blocks[key][index]  # type: ignore[index]
             found[name] = _checkpointed(block) if self.config.checkpointing and self.training else block
         return found
 
@@ -131,26 +136,38 @@ class MBT(nn.Module):
             present: name -> bool [B], whether a sample has the modality; None: all samples have all of `inputs`.
             return_intermediates: record tokens, bottlenecks, queries and keys of every layer.
             transform: applied to the tokens before class token and positions are added (mixup).
-        """
-        embedded = self.embed(inputs, transform)
-        return self.encode(embedded, present, return_intermediates=return_intermediates)
-
-    def embed(self, inputs: Inputs, transform: TokenTransform | None = None) -> dict[str, Tokens]:
-        """Inputs -> streams as they enter the first block, in the model's order of modalities.
 
         Raises:
-            ValueError: for no input at all or an unknown modality.
+            ValueError: for no input at all, an unknown modality, or one that `present` leaves out.
+        """
+        embedded = self.embed(inputs, transform, present)
+        return self.encode(embedded, present, return_intermediates=return_intermediates)
+
+    def embed(
+        self,
+        inputs: Inputs,
+        transform: TokenTransform | None = None,
+        present: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tokens]:
+        """Inputs -> streams as they enter the first block, in the model's order of modalities.
+
+        Arguments and errors are those of `forward`. What stands in for an absent sample may be anything: it is blanked,
+        since not even zero times not-a-number is zero.
         """
         for name in inputs:
             if name not in self.modalities:
                 raise ValueError(unknown("modality", name, self.modalities))
         if not inputs:
             raise ValueError(f"no inputs; expected some of {list(self.modalities)}")
+        if present is not None and (unsaid := [name for name in inputs if name not in present]):
+            raise ValueError(f"`present` must name every modality of the inputs; it leaves out {unsaid}")
         tokens = {}
         for name in self.modalities:
             if name in inputs:
                 given = inputs[name]
                 x, mask = given if isinstance(given, tuple) else (given, None)
+                if present is not None:
+                    x = torch.where(present[name].reshape(-1, *[1] * (x.dim() - 1)), x, 0)
                 tokens[name] = self.stream(name).tokenizer(x, mask)
         if transform is not None:
             tokens = transform(tokens)
@@ -220,10 +237,6 @@ class MBT(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes ``config.json`` and ``model.safetensors``, atomically each."""
-        from safetensors.torch import save_file
-
-        from mbt_core.files import write_atomically
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         content = {"model": self.config.model_dump(mode="json"), "classes": self.classes}
@@ -272,6 +285,8 @@ def run_alone(
 
 def _checkpointed(block: nn.Module) -> Callable[..., Tensor]:
     def run(x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, record: Any = None) -> Tensor:
+        if record is not None:  # the backward pass runs the block again, which would record again
+            return block(x, context, mask, record)
         return checkpoint(block, x, context, mask, record, use_reentrant=False)
 
     return run

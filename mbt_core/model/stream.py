@@ -49,9 +49,11 @@ class Stream(nn.Module):
     def forward(self, tokens: Tokens) -> Tokens:
         """Tokens [B, N, D] -> [B, P + N, D] with prefix and positions; the mask grows with it."""
         x_BND, mask_BN = tokens
+        if mask_BN is not None:  # padding may hold anything, not-a-numbers too
+            x_BND = torch.where(mask_BN[..., None], x_BND, 0)
         B, N, _ = x_BND.shape
         capacity = math.prod(self.grid)
-        if capacity < N or (capacity > N and len(self.grid) > 1):
+        if capacity < N or (len(self.grid) > 1 and capacity > N):
             raise ValueError(f"{N} tokens came, the grid {self.grid} holds {capacity}")
         given = (self.cls_token, self.reg_token)
         prefix = [p.expand(B, -1, -1) for p in given if p is not None]

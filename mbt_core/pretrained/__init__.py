@@ -6,15 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from mbt_core.config import MBTConfig
-from mbt_core.errors import ConfigError
 from mbt_core.model import MBT
+from mbt_core.pretrained.report import InitReport
+from mbt_core.pretrained.scenic import convert_scenic, load_scenic_params
+from mbt_core.pretrained.start import initialise
 
-__all__ = ["build"]
+__all__ = ["InitReport", "build", "build_with_report", "convert_scenic", "initialise", "load_scenic_params"]
 
 
 def build(config: MBTConfig | Mapping[str, Any]) -> MBT:
-    """A model of `config`, fresh, or initialised from its ``pretrained``."""
+    """A fresh model, then initialised from the configuration's ``pretrained`` (a source, or one per modality).
+
+    Raises:
+        ConfigError: for a source that does not fit the model, or that nobody knows.
+        DataError: for a file that is not what it should be.
+    """
+    return build_with_report(config)[0]
+
+
+def build_with_report(config: MBTConfig | Mapping[str, Any]) -> tuple[MBT, InitReport]:
+    """As `build`, with what each part of the model starts from."""
     model = MBT(config)
-    if model.config.pretrained is not None:
-        raise ConfigError("model.pretrained: not supported yet")
-    return model
+    return model, initialise(model, model.config.pretrained)

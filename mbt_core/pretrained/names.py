@@ -39,6 +39,13 @@ _BLOCK_TURNED = {
     "mlp.fc1.weight": "MlpBlock_0/Dense_0/kernel",
     "mlp.fc2.weight": "MlpBlock_0/Dense_1/kernel",
 }
+BLOCK_ARRAYS = (
+    *_BLOCK_COPIED.values(),
+    *_BLOCK_TURNED.values(),
+    *(f"{_ATTENTION}/{part}/{name}" for part in _QKV for name in ("kernel", "bias")),
+    f"{_ATTENTION}/out/kernel",
+)
+"""Names of all of a block's Scenic parameters."""
 _TIMM_BLOCK = {*_BLOCK_COPIED, *_BLOCK_TURNED, "attn.qkv.weight", "attn.qkv.bias", "attn.proj.weight"}
 _VIT = {
     "embedding/kernel": "patch_embed.proj.weight",
@@ -178,11 +185,15 @@ def _block_shapes(block: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]
     return shapes
 
 
+def listed(missing: Iterable[str] = (), unknown: Iterable[str] = ()) -> str:
+    """``missing a, b; unknown c``, at most 20 names of each; an empty string without any."""
+    parts = []
+    for label, names in (("missing", sorted(missing)), ("unknown", sorted(unknown))):
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+        parts += [f"{label} {', '.join(names[:20])}{more}"] if names else []
+    return "; ".join(parts)
+
+
 def _refuse(what: str, missing: Iterable[str], unknown: Iterable[str]) -> None:
-    parts = [
-        f"{label} {', '.join(sorted(names)[:20])}"
-        for label, names in (("missing", list(missing)), ("unknown", list(unknown)))
-        if names
-    ]
-    if parts:
-        raise DataError(f"not the parameters of one {what}: {'; '.join(parts)}")
+    if problems := listed(missing, unknown):
+        raise DataError(f"not the parameters of one {what}: {problems}")

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch
+from mbt_core.data.missing import Losses
 from mbt_core.errors import MBTError
 from mbt_core.files import read_safetensors
 from mbt_core.model import MBT
@@ -93,6 +94,8 @@ class Trainer:
         listener: of the first process.
         validate: evaluates on val and returns its metrics; None: no val split. Called with a check that raises
             `Interrupted`.
+        name_of: row -> its id.
+        losses: counts the clips of the train split that cannot be read.
     """
 
     def __init__(
@@ -106,9 +109,12 @@ class Trainer:
         plan: Plan,
         listener: Listener,
         validate: Callable[[Callable[..., None]], dict[str, float]] | None,
+        name_of: Callable[[int], str],
+        losses: Losses,
     ) -> None:
         self.fabric, self.experiment, self.folder, self.plan = fabric, experiment, folder, plan
         self.config, self.listener, self.validate = experiment.train, listener, validate
+        self.name_of, self.losses = name_of, losses
         self.model, self.preprocess = model, preprocess.to(fabric.device)
         self.wrapped, self.optimizer = fabric.setup(model, optimizer)
         self.progress = Progress()
@@ -192,7 +198,8 @@ class Trainer:
         """Counts, logs, and stops at a loss that is not finite."""
         self._seen += len(batch.index) * self.fabric.world_size
         for row, message in batch.errors:
-            self.progress.failed[str(row)] = message
+            self.progress.failed[self.name_of(row)] = message
+        self.losses.add(batch.errors)
         step = self.progress.step
         if step % self.config.log_every and step != self.plan.steps:
             return

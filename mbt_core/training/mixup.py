@@ -60,8 +60,11 @@ class Mixup:
     ) -> dict[str, dict[str, Tensor]]:
         """Task -> [B, C] becomes modality (and ``""``) -> task -> [B, C], each mixed by its own weight."""
         mixed = {}
+        if present is not None:  # the fused label is mixed only with that of a partner something was mixed with
+            shared_B = torch.stack([present[n] & present[n].flip(0) for n in names]).any(0)
+            present = {**present, "": shared_B}
         for name in [n for n in (*names, "") if n in self.weights]:
-            w = self.own_weight(name, None if present is None or not name else present[name])
+            w = self.own_weight(name, None if present is None else present[name])
             w = w[:, None] if isinstance(w, Tensor) else w
             mixed[name] = {task: w * y + (1 - w) * y.flip(0) for task, y in targets.items()}
         return mixed

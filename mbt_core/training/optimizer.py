@@ -15,6 +15,8 @@ from mbt_core.errors import ConfigError
 from mbt_core.model import MBT
 
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
+MODALITY_AT = {"streams": 1, "blocks": 1, "head": 2}
+"""First part of a parameter's name -> which part names its modality."""
 
 
 def lr_factor(step: int, steps: int, warmup: float) -> float:
@@ -80,8 +82,8 @@ def parameter_groups(model: MBT, config: TrainConfig) -> list[dict[str, Any]]:
         if parts[0] == "blocks":
             layer += int(parts[2])
         scale = config.layer_decay ** (depth + 1 - layer)
-        for modality in set(parts) & set(config.lr_factors):
-            scale *= config.lr_factors[modality]
+        if parts[0] in MODALITY_AT:
+            scale *= config.lr_factors.get(parts[MODALITY_AT[parts[0]]], 1.0)
         decay = 0.0 if parameter.ndim <= 1 or parts[-1] in NO_DECAY else config.weight_decay
         groups.setdefault((scale, decay), []).append(parameter)
     return [

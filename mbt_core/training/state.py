@@ -61,18 +61,17 @@ def save_state(
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
     """(model, optimiser, progress) as saved. Raises `DataError` for a damaged file."""
     path = folder / FILE
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     try:
         with safe_open(path, "pt") as file:
             progress = Progress(**json.loads(file.metadata()["progress"]))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dictionary
+            for key in file.keys():  # noqa: SIM118 - not a dictionary
+                group, _, name = key.partition(".")
+                parts[group][name] = file.get_tensor(key)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: not a saved state, or a damaged one ({error}); delete it to start anew") from None
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-    for key, value in tensors.items():
-        group, _, name = key.partition(".")
-        parts[group][name] = value
     return parts["model"], parts["optimizer"], progress
 
 
@@ -92,9 +91,11 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     for key, value in tensors.items():
         name, _, buffer = key.rpartition("/")
         by_name.setdefault(name, {})[buffer] = value
+    # AdamW keeps its count on the CPU unless it is fused
+    fused = optimizer.param_groups[0].get("fused")
     for name, parameter in named_state(model, optimizer):
         if name in by_name:
             optimizer.state[parameter] = {
-                key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                key: value.clone() if key == "step" and not fused else value.to(parameter.device, copy=True)
                 for key, value in by_name[name].items()
             }

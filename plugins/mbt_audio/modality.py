@@ -5,7 +5,7 @@ Shapes: B batch, C channels, T spectrogram frames (10 ms each), F mel bins, N sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -28,6 +28,8 @@ FULL_SCALE = 32768
 """int16 steps from 0 to an amplitude of 1."""
 FLOOR = 1e-6
 """Added to the power before the logarithm."""
+AT_ONCE = 2**20
+"""Samples transformed at once: larger intermediate results would leave a CPU's cache and double its time."""
 
 
 class Audio(Modality):
@@ -70,7 +72,7 @@ class Audio(Modality):
         spans, waveforms = [], []
         for clip, window in islice(clips, FIT_CLIPS):
             try:
-                start, stop = window or (0.0, clip.duration or 0.0)
+                start, stop = window or (0.0, clip.duration_of("waveform") or 0.0)
                 middle = start + max(0.0, stop - start - longest) / 2
                 waveforms.append(_to_int16(clip.waveform(middle, middle + longest, config.rate)))
             except MediaError:
@@ -81,16 +83,37 @@ class Audio(Modality):
         filled: dict[str, Any] = {}
         if config.seconds == "auto":
             patch = config.patch[0] / FRAME_RATE
-            count = np.ceil(min(float(np.quantile(spans, 0.9)), AUTO_SECONDS) / patch - 1e-6)
+            count = np.ceil(min(float(np.quantile(spans, 0.9, method="inverted_cdf")), AUTO_SECONDS) / patch - 1e-6)
             filled["seconds"] = round(max(1, int(count)) * patch, 2)
         config = validate(type(config), config.model_dump() | filled)
         return validate(type(config), config.model_dump() | _statistics(config, waveforms))
 
+    @classmethod
+    def from_scenic(cls, config: Mapping[str, Any], input_shape: Sequence[int] | None) -> dict[str, Any]:
+        """See `Modality.from_scenic`; AudioSet's statistics, and one channel, which the reference tiles to three."""
+        time, mel_bins, channels = (800, 128, 1) if input_shape is None else input_shape[1:4]
+        return {
+            "seconds": time / FRAME_RATE,
+            "mel_bins": mel_bins,
+            "patch": list(config["patches"]["size"][:2]),
+            "channels": channels,
+            "mean": 1.102,
+            "std": 2.762,
+        }
+
+    @property
+    def seconds(self) -> float:
+        """Length of the window to read, in whole spectrogram frames."""
+        return self.config.frames / FRAME_RATE
+
+    def decode_settings(self) -> dict[str, Any]:
+        """How clips are decoded: what a cache of decoded clips has to know."""
+        return {"rate": self.config.rate}
+
     def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> dict[str, Tensor]:
         """Reads the waveform and draws the masks; see `Modality.read`."""
         config = self.config
-        stop = window.start + config.frames / FRAME_RATE
-        waveform = _to_int16(clip.waveform(window.start, stop, config.rate))
+        waveform = _to_int16(clip.waveform(window.start, window.start + self.seconds, config.rate))
         return {
             "waveform": torch.from_numpy(waveform),
             "time_masks": draw_masks(rng, config.time_masks, config.time_mask_frames, config.frames),
@@ -150,14 +173,18 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """int16 [B, N] -> [B, T, F], T = N / hop."""
-        margin = self.points - self.hop
+        parts = waveform.split(max(1, AT_ONCE // waveform.shape[1]))
         with torch.autocast(waveform.device.type, enabled=False):
-            padded = functional.pad(waveform.float(), (margin // 2, margin - margin // 2))
-            spectrum = torch.stft(
-                padded, self.points, self.hop, self.length, self.window, center=False, return_complex=True
-            )
-            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-            return torch.matmul(power.transpose(1, 2), self.filters).add_(FLOOR).log_()
+            return torch.cat([self._transform(part) for part in parts])
+
+    def _transform(self, waveform: Tensor) -> Tensor:
+        margin = self.points - self.hop
+        padded = functional.pad(waveform.float(), (margin // 2, margin - margin // 2))
+        spectrum = torch.stft(
+            padded, self.points, self.hop, self.length, self.window, center=False, return_complex=True
+        )
+        power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
+        return torch.matmul(power.transpose(1, 2), self.filters).add_(FLOOR).log_()
 
 
 class AudioPreprocessor(nn.Module):

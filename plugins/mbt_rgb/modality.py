@@ -5,7 +5,7 @@ Shapes: B batch, T frames, H, W height and width of the input, h, w of what is r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -56,7 +56,7 @@ class Rgb(Modality):
         shape="[B, 3, T, H, W]",
         normalisation="(value / 255 - mean) / std, by default to [-1, 1]",
         citation="Nagrani et al., Attention Bottlenecks for Multimodal Fusion, arXiv 2107.00135",
-        foreign_keys={"scenic": "rgb"},
+        foreign_keys={"scenic": "rgb", "scenic_suffix": ""},
     )
     config: RgbConfig
 
@@ -72,11 +72,10 @@ class Rgb(Modality):
         durations: list[float | None] = []
         for clip, window in islice(clips, FIT_CLIPS):
             try:
-                still = clip.duration_of("frames") is None
-                span = window.stop - window.start if window else clip.duration
+                duration = clip.duration_of("frames")  # None for a still
             except MediaError:
                 continue  # counted where the data is checked
-            durations.append(None if still or span is None else span)
+            durations.append(window.stop - window.start if window and duration is not None else duration)
         if not durations:
             raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from")
         known = [d for d in durations if d is not None]
@@ -84,8 +83,29 @@ class Rgb(Modality):
         if config.frames == "auto":
             filled |= {"frames": AUTO_FRAMES} if known else {"frames": 1, "tubelet": 1}
         if config.seconds == "auto":
-            filled["seconds"] = round(min(float(np.quantile(known, 0.9)), AUTO_SECONDS), 2) if known else AUTO_SECONDS
+            longest = float(np.quantile(known or [AUTO_SECONDS], 0.9, method="inverted_cdf"))
+            filled["seconds"] = round(min(max(longest, 0.04), AUTO_SECONDS), 2)
         return validate(type(config), config.model_dump() | filled)
+
+    @classmethod
+    def from_scenic(cls, config: Mapping[str, Any], input_shape: Sequence[int] | None) -> dict[str, Any]:
+        """See `Modality.from_scenic`; values in [-1, 1], every second frame of 25 a second."""
+        frames, height, width = (32, 224, 224) if input_shape is None else input_shape[1:4]
+        patch_height, patch_width, *tubelet = config["patches"]["size"]
+        encoding = config["temporal_encoding_config"]
+        sampled = encoding["n_sampled_frames"] if encoding["method"] == "temporal_sampling" else None
+        averaged = encoding.get("kernel_init_method") == "average_frame_initializer"
+        return {
+            "frames": frames,
+            "stride": 2,
+            "size": height if height == width else [height, width],
+            "patch": patch_height if patch_height == patch_width else [patch_height, patch_width],
+            "tubelet": tubelet[0] if sampled is None else 1,
+            "sample_frames": sampled,
+            "mean": 0.5,
+            "std": 0.5,
+            "inflate": "average" if averaged else "central",
+        }
 
     @property
     def seconds(self) -> float | None:
@@ -228,10 +248,11 @@ class RgbPreprocessor(nn.Module):
             x = resample(x, batch["box"], self.sides)
         if "colour" in batch:
             changed = batch["colour"].ne(self.unchanged).any(1)
-            x = torch.where(changed[:, None, None, None, None], jitter_colours(x, batch["colour"]), x)
+            if x.device.type != "cpu" or changed.any():  # asking an accelerator would wait for it
+                x = torch.where(changed[:, None, None, None, None], jitter_colours(x, batch["colour"]), x)
         if "grey" in batch:
             x = torch.where(batch["grey"][:, None, None, None, None], drop_colours(x), x)
-        return torch.addcmul(self.shift, x, self.scale)
+        return x.mul_(self.scale).add_(self.shift)
 
 
 def _cover(frames: np.ndarray, sides: tuple[int, int]) -> np.ndarray:

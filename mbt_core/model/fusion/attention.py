@@ -71,10 +71,7 @@ class SelfAttention(Fusion):
         parts = [
             (x, _visible(x, masks[name], None if present is None else present[name])) for name, x in streams.items()
         ]
-        mask = key_mask(parts)
-        if mask is not None:  # a sample with nothing present attends to everything; its result is never used
-            mask = mask | ~mask.any(1, keepdim=True)
-        y = blocks[JOINT](torch.cat([x for x, _ in parts], 1), mask=mask, record=recorder(record, JOINT))
+        y = blocks[JOINT](torch.cat([x for x, _ in parts], 1), mask=key_mask(parts), record=recorder(record, JOINT))
         return dict(zip(streams, y.split([x.shape[1] for x, _ in parts], 1), strict=True)), state
 
     def sources(self, streams: Streams, name: str) -> list[tuple[str, int]]:

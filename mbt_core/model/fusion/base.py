@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig, FusionConfig
+from mbt_core.errors import ConfigError
 from mbt_core.model.block import Attended
 
 Streams = dict[str, Tensor]
@@ -57,7 +58,7 @@ class Fusion(nn.Module, ABC):
     def __init__(self, config: FusionConfig, backbone: BackboneConfig, names: list[str], **options: Any) -> None:
         super().__init__()
         if options:
-            raise ValueError(f"model.fusion.options: {config.strategy!r} takes none, came {sorted(options)}")
+            raise ConfigError(f"model.fusion.options: {config.strategy!r} takes none, came {sorted(options)}")
         self.names = names
 
     def start(self, streams: Streams) -> Any:

@@ -94,9 +94,7 @@ def video_stream(
     return stream
 
 
-def encode_video(
-    out: Any, stream: Any, frames: np.ndarray, times: Sequence[float] | None, fps: Fraction | int
-) -> None:
+def encode_video(out: Any, stream: Any, frames: np.ndarray, times: Sequence[float] | None, fps: Fraction | int) -> None:
     """Encode and mux all frames; frame i at i / fps seconds or at `times[i]`."""
     base = stream.codec_context.time_base
     for i, picture in enumerate(frames):

@@ -1,0 +1,249 @@
+"""Opens the files of a data set: reports what is there, and fills ``auto`` fields from it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mbt_core.data.machine import cores
+from mbt_core.data.manifest import Manifest, Row
+from mbt_core.data.splits import TRAIN
+from mbt_core.errors import DataError
+from mbt_core.media import Clip
+from mbt_core.modality import Modality, Window
+from mbt_core.plugins import registry
+from mbt_core.schema import ModalityConfig
+
+FIT_CLIPS = 64
+BEGINNING = 0.1
+"""Seconds of sound that `check` reads."""
+SHOWN = 5
+"""Values and problems that a report lists."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Found:
+    """What one file is for one modality."""
+
+    state: str  # "present", "missing", "unreadable" or "absent"
+    problem: str = ""
+    seconds: float | None = None
+    size: tuple[int, ...] | None = None
+    frame_rate: float | None = None
+    sample_rate: int | None = None
+
+
+@dataclass
+class _Tally:
+    """What the files of a split are for one modality."""
+
+    states: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    sizes: Counter[str] = field(default_factory=Counter)
+    frame_rates: Counter[str] = field(default_factory=Counter)
+    sample_rates: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, found: _Found) -> None:
+        self.states[found.state] += 1
+        if found.problem and len(self.problems) < SHOWN:
+            self.problems.append(found.problem)
+        if found.seconds is not None:
+            self.seconds.append(found.seconds)
+        if found.size is not None:
+            self.sizes["x".join(map(str, found.size))] += 1
+        if found.frame_rate is not None:
+            self.frame_rates[f"{found.frame_rate:.6g}"] += 1
+        if found.sample_rate is not None:
+            self.sample_rates[str(found.sample_rate)] += 1
+
+    def report(self) -> dict[str, Any]:
+        spread = None
+        if self.seconds:
+            low, middle, high = np.quantile(self.seconds, [0, 0.5, 1]).round(3).tolist()
+            spread = {"min": low, "median": middle, "max": high}
+        return {
+            **{state: self.states[state] for state in ("present", "missing", "unreadable", "absent")},
+            "seconds": spread,
+            "sizes": dict(self.sizes.most_common(SHOWN)),
+            "frame_rates": dict(self.frame_rates.most_common(SHOWN)),
+            "sample_rates": dict(self.sample_rates.most_common(SHOWN)),
+            "problems": self.problems,
+        }
+
+
+def check(
+    manifest: Manifest,
+    modalities: Mapping[str, Modality] | None = None,
+    *,
+    limit: int | None = None,
+    timeout: float = 60.0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Opens the files that a manifest names and reads a little of each.
+
+    Args:
+        manifest: the rows; their modalities are those it was read with.
+        modalities: which of these to look at; None: all.
+        limit: rows of a split to look at, spread over it; None: all.
+        timeout: seconds that one file may take.
+        progress: called with (rows done, rows in all).
+
+    Returns:
+        ``{"splits": {SPLIT: {"rows", "checked", "modalities": {NAME: REPORT}, "class_counts": {TASK: {CLASS: rows}}}},
+        "classes": {TASK: number}}``. REPORT counts "present", "missing", "unreadable" and "absent" (an empty cell, or a
+        file without such a stream), which add up to "checked", and has "seconds" ("min", "median", "max"; or None),
+        the commonest "sizes" ("WIDTHxHEIGHT", for arrays "CHANNELSxSAMPLES"), "frame_rates" and "sample_rates" with
+        their counts, and the first "problems".
+    """
+    reads = {name: kind for name, kind in manifest.reads.items() if modalities is None or name in modalities}
+    chosen = {split: _spread(rows, limit) for split, rows in manifest.splits.items()}
+    total, done = sum(map(len, chosen.values())), 0
+    splits = {}
+    with ThreadPoolExecutor(2 * cores()) as pool:
+        for split, rows in chosen.items():
+            tallies = {name: _Tally() for name in reads}
+            for found in pool.map(partial(_look, manifest, reads, timeout), rows.tolist()):
+                for name, tally in tallies.items():
+                    tally.add(found[name])
+                done += 1
+                if progress:
+                    progress(done, total)
+            counts = {
+                task: dict(zip(names, manifest.class_counts(task, split).tolist(), strict=True))
+                for task, names in manifest.classes.items()
+            }
+            splits[split] = {
+                "rows": len(manifest.splits[split]),
+                "checked": len(rows),
+                "modalities": {name: tally.report() for name, tally in tallies.items()},
+                "class_counts": counts,
+            }
+    return {"splits": splits, "classes": {task: len(names) for task, names in manifest.classes.items()}}
+
+
+def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
+
+
+def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, index: int) -> dict[str, _Found]:
+    """Modality -> what the row has of it. A file is opened once for all modalities."""
+    try:
+        row = manifest.row(index)
+    except DataError as error:
+        return dict.fromkeys(reads, _Found("unreadable", str(error)))
+    found = {
+        name: _Found("absent" if source is None else "present") for name, source in row.sources.items() if name in reads
+    }
+    for path, names in row.files().items():
+        wanted = [name for name in names if name in reads]
+        if not os.path.exists(path):
+            found |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
+            continue
+        with Clip(path, timeout=timeout) as clip:
+            found |= {name: _describe(clip, reads[name]) for name in wanted}
+    return found
+
+
+def _describe(clip: Clip, reads: str) -> _Found:
+    """Opens the clip and reads its beginning."""
+    try:
+        if not clip.has(reads):
+            return _Found("absent")
+        found = _Found("present", seconds=clip.duration_of(reads))
+        if reads == "frames":
+            height, width = clip.size or (0, 0)
+            found.size, found.frame_rate = (width, height), clip.frame_rate
+        elif reads == "waveform" and clip.sample_rate is not None:
+            found.sample_rate = clip.sample_rate
+            clip.waveform(0.0, BEGINNING, found.sample_rate)
+        elif reads == "array":
+            found.size = clip.shape
+    except (DataError, OSError) as error:
+        return _Found("unreadable", str(error))
+    return found
+
+
+def fit_modalities(
+    manifest: Manifest, configs: Mapping[str, ModalityConfig], timeout: float = 60.0
+) -> dict[str, ModalityConfig]:
+    """Fills fields at ``auto`` from the train split (`Modality.fit`): from the same up to 64 clips every time.
+
+    Args:
+        manifest: the rows; read with these modalities.
+        configs: name -> configuration.
+        timeout: seconds that one clip may take.
+
+    Raises:
+        DataError: if a field is still ``auto``, naming it.
+    """
+    fitted = {}
+    for name, config in configs.items():
+        fitted[name] = config
+        if not config.auto_fields():
+            continue
+        kind = registry().modality_class(config.kind)
+        with ExitStack() as stack:
+            clips = list(_sample(manifest, name, kind(name, config).reads, timeout, stack))
+            if clips:
+                fitted[name] = kind.fit(config, clips)
+        left = fitted[name].auto_fields()
+        if left:
+            fields = ", ".join(f"modalities.{name}.{field}" for field in left)
+            why = f"its {len(clips)} clips do not tell" if clips else "no row of it has a readable file"
+            raise DataError(
+                f"{fields}: 'auto' cannot be filled from the train split of {manifest.path}: {why}; give a value"
+            )
+    return fitted
+
+
+def _sample(
+    manifest: Manifest, name: str, reads: str, timeout: float, stack: ExitStack
+) -> Iterator[tuple[Clip, Window | None]]:
+    """Opened clips of up to `FIT_CLIPS` train rows with this modality, and their spans; without unreadable ones."""
+    rows = manifest.splits.get(TRAIN, np.zeros(0, np.int64))
+    count = 0
+    for index in np.random.default_rng(0).permutation(rows):
+        try:
+            row = manifest.row(index)
+            clip = _opened(row, name, reads, timeout, stack)
+            window = None if clip is None else _span(row, clip)
+        except (DataError, OSError):
+            continue  # counted where it is read
+        if clip is not None:
+            yield clip, window
+            count += 1
+            if count == FIT_CLIPS:
+                return
+
+
+def _opened(row: Row, name: str, reads: str, timeout: float, stack: ExitStack) -> Clip | None:
+    source = row.sources[name]
+    if source is None:
+        return None
+    if source.text is not None:
+        return Clip.of_text(source.text, row.id)
+    if source.path is None or not os.path.exists(source.path):
+        return None
+    clip = stack.enter_context(Clip(source.path, timeout=timeout))
+    return clip if clip.has(reads) else None
+
+
+def _span(row: Row, clip: Clip) -> Window | None:
+    """The row's start and end, completed by the clip's; None if it has neither."""
+    if row.start is None and row.end is None:
+        return None
+    start = row.start or 0.0
+    return Window(start, row.end if row.end is not None else max(start, clip.duration or start))

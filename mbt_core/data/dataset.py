@@ -1,0 +1,219 @@
+"""Reads examples: from a row of the manifest to samples, presence and targets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import NamedTuple, cast
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mbt_core.config import DataConfig, TaskKind
+from mbt_core.data.cache import Cache, Readable
+from mbt_core.data.labels import Labels
+from mbt_core.data.manifest import Manifest, Row
+from mbt_core.data.windows import view_positions, window_for
+from mbt_core.errors import ConfigError, DataError, MBTError, unknown
+from mbt_core.media import Clip
+from mbt_core.modality import Modality, Sample
+
+
+class Draw(NamedTuple):
+    """What a sampler draws: everything an example depends on, besides the seed.
+
+    Args:
+        epoch: pass over the data.
+        index: row of the manifest.
+        repeat: how often the row was drawn before in this epoch.
+    """
+
+    epoch: int
+    index: int  # type: ignore[assignment]
+    repeat: int = 0
+
+
+@dataclass
+class Example:
+    """One view of one row.
+
+    Args:
+        index: row of the manifest.
+        view: number of the view.
+        samples: modality -> what `Modality.read` returned, or its stand-in.
+        present: modality -> whether it is no stand-in.
+        targets: task -> int64 [] class, float32 [C] multi-hot, or float32 [C] numbers.
+        weight: 1, or 0 where nothing could be read.
+        error: why nothing could be read.
+    """
+
+    index: int
+    view: int
+    samples: dict[str, Sample]
+    present: dict[str, bool]
+    targets: dict[str, Tensor]
+    weight: float
+    error: str | None = None
+
+
+class ClipDataset(Dataset[list[Example]]):
+    """Map-style data set: a `Draw` -> its examples, one per view.
+
+    All randomness comes from generators keyed by (seed, epoch, row, repeat), and for what concerns one modality also
+    by its name: results depend neither on the process that reads, nor on which other modalities there are.
+
+    Args:
+        manifest: the rows.
+        modalities: name -> instance, in the order of the streams.
+        tasks: task -> kind; those of the model's head; empty: no targets.
+        config: sync, timeout.
+        seed: of the run.
+        training: random windows, augmentation and modality dropout; else `views` uniform windows, deterministic.
+        views: windows per clip.
+        dropout: probability that a modality is left out, for all or for each; one always stays.
+        cache: decoded clips.
+
+    Raises:
+        ConfigError: if the manifest has other tasks.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        modalities: Mapping[str, Modality],
+        tasks: Mapping[str, TaskKind],
+        *,
+        config: DataConfig,
+        seed: int,
+        training: bool,
+        views: int = 1,
+        dropout: float | Mapping[str, float] = 0.0,
+        cache: Cache | None = None,
+    ) -> None:
+        assert views == 1 or not training
+        self.manifest, self.modalities, self.config = manifest, dict(modalities), config
+        self.labels = labels_of(manifest, tasks)
+        self.seed, self.training, self.views, self.cache = seed % 2**64, training, views, cache
+        each = dropout if isinstance(dropout, Mapping) else dict.fromkeys(modalities, dropout)
+        self.dropout = {name: each.get(name, 0.0) for name in modalities}
+        self._blanks = {name: modality.blank() for name, modality in modalities.items()}
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __getitem__(self, draw: Draw) -> list[Example]:
+        """Reads one row.
+
+        Data that cannot be read is no exception but examples with nothing present, weight 0 and `error`. A file that is
+        not there is an absent modality.
+
+        Raises:
+            DataError: for a row without a label of one of the tasks.
+        """
+        draw = Draw(*draw)
+        targets = {task: torch.as_tensor(labels.target(draw.index)) for task, labels in self.labels.items()}
+        try:
+            row = self.manifest.row(draw.index)
+            with ExitStack() as stack:
+                clips = self._open(row, stack)
+                views = self._read_training(row, clips, draw) if self.training else self._read_views(row, clips)
+        except (DataError, OSError) as error:
+            return [self._example(draw.index, view, {}, targets, str(error)) for view in range(self.views)]
+        return [self._example(draw.index, view, samples, targets) for view, samples in enumerate(views)]
+
+    def _example(
+        self, index: int, view: int, samples: dict[str, Sample], targets: dict[str, Tensor], error: str | None = None
+    ) -> Example:
+        present = {name: name in samples for name in self.modalities}
+        return Example(index, view, self._blanks | samples, present, targets, float(error is None), error)
+
+    def _open(self, row: Row, stack: ExitStack) -> dict[str, Readable]:
+        """Modality -> an opened clip that offers what it reads; a file is opened once for all modalities it serves.
+
+        Raises:
+            DataError: if no modality is left.
+        """
+        clips: dict[str, Readable] = {}
+        for name, source in row.sources.items():
+            if source is not None and source.text is not None:
+                clips[name] = Clip.of_text(source.text, f"{row.id}: {name}")
+        missing = []
+        for path, names in row.files().items():
+            if not os.path.exists(path):
+                missing.append(path)
+                continue
+            kept = [name for name in names if self.cache is not None and self.cache.serves(name)]
+            if self.cache is not None and kept:
+                clips |= self.cache.open(path, kept, row.start, row.end)
+            if len(kept) < len(names):
+                clip = stack.enter_context(Clip(path, timeout=self.config.timeout))
+                clips |= {name: clip for name in set(names) - set(kept) if clip.has(self.modalities[name].reads)}
+        if not clips:
+            raise DataError(_nothing(row, missing, (self.modalities[name].reads for name in row.sources)))
+        return {name: clips[name] for name in self.modalities if name in clips}
+
+    def _read_training(self, row: Row, clips: Mapping[str, Readable], draw: Draw) -> list[dict[str, Sample]]:
+        key = (self.seed, draw.epoch, draw.index, draw.repeat)
+        rngs = {name: np.random.default_rng((*key, crc32(name.encode()))) for name in clips}
+        drawn = {name: rng.random() for name, rng in rngs.items()}
+        kept = [name for name in clips if drawn[name] >= self.dropout[name]]
+        if not kept:  # one stays: given that all are below their rates, each is the largest share of it equally often
+            kept = [max(clips, key=lambda name: drawn[name] / self.dropout[name])]
+        together = float(np.random.default_rng(key).random())
+        samples = {}
+        for name in kept:
+            position = together if self.config.sync else float(rngs[name].random())
+            samples[name] = self._read(row, name, clips[name], position, rngs[name])
+        return [samples]
+
+    def _read_views(self, row: Row, clips: Mapping[str, Readable]) -> list[dict[str, Sample]]:
+        return [
+            {name: self._read(row, name, clip, position, None) for name, clip in clips.items()}
+            for position in view_positions(self.views)
+        ]
+
+    def _read(self, row: Row, name: str, clip: Readable, position: float, rng: np.random.Generator | None) -> Sample:
+        modality, opened = self.modalities[name], cast(Clip, clip)  # a MemoryClip is read like a Clip
+        try:
+            window = window_for(modality.duration(opened), row.start, row.end, modality.seconds, position)
+        except DataError as error:
+            raise DataError(f"{clip.name}: {error}") from None
+        try:
+            return modality.read(opened, window, rng)
+        except MBTError:
+            raise
+        except Exception as error:  # a bug of the modality
+            error.add_note(f"while {name!r} read {clip.name}, row {row.id!r}")
+            raise
+
+
+def labels_of(manifest: Manifest, tasks: Mapping[str, TaskKind]) -> dict[str, Labels]:
+    """Task -> its labels, of the kind that the model has. Raises `ConfigError` if the manifest has no such labels."""
+    found = {}
+    for task, kind in tasks.items():
+        if task not in manifest.labels:
+            raise ConfigError(f"model.head: {manifest.path}: {unknown('task', task, manifest.tasks)}")
+        labels = manifest.labels[task]
+        if (labels.kind, kind) == ("single", "multilabel"):  # read without the kinds, and no row has several classes
+            labels = replace(labels, kind=kind)
+        if labels.kind != kind:
+            raise ConfigError(
+                f"model.head.task: {kind!r} for {task!r}, but {manifest.path} was read as {labels.kind!r}"
+                + ("; some rows have several labels joined by ';'" if labels.kind == "multilabel" else "")
+            )
+        found[task] = labels
+    return found
+
+
+def _nothing(row: Row, missing: Sequence[str], reads: Iterable[str]) -> str:
+    """Why a row has no modality."""
+    if missing:
+        return f"{missing[0]}: there is no such file"
+    if row.files():
+        return f"{', '.join(row.files())}: has nothing that is read ({' or '.join(sorted(set(reads)))})"
+    return f"row {row.id!r}: all its cells are empty"

@@ -1,0 +1,111 @@
+"""Reads batches, in this process or in several."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from mbt_core.data.collate import Collate
+from mbt_core.data.dataset import ClipDataset, Draw
+from mbt_core.data.machine import cores
+from mbt_core.errors import MBTError
+
+MAX_WORKERS = 16
+MIN_PATIENCE = 300.0
+
+
+class Loader(DataLoader[Any]):
+    """A `DataLoader` whose failures are `MBTError`s with one clear message."""
+
+    def __iter__(self) -> Any:
+        batches: Any = super().__iter__()
+        while True:
+            try:
+                yield next(batches)
+            except StopIteration:
+                return
+            except Exception as error:
+                if self.num_workers:
+                    batches._shutdown_workers()  # else they would live as long as the error's traceback
+                    self._iterator = None
+                clear = _explained(error, self.timeout)
+                if clear is None:
+                    raise
+                raise clear from error
+
+
+def make_loader(
+    dataset: ClipDataset,
+    sampler: Sampler[list[Draw]],
+    workers: int | Literal["auto"],
+    device: torch.device,
+    patience: float | None = None,
+) -> Loader:
+    """A loader of `Batch`es.
+
+    Args:
+        dataset: what is read.
+        sampler: of batches.
+        workers: reading processes; the batches do not depend on it. ``auto``: none if the decoded clips are in memory,
+            else one per core but one, at most 16 and no more than batches.
+        device: where the batches go; for a GPU they are in page-locked memory.
+        patience: seconds without a batch after which reading fails; by default 10 times the time a clip may take, at
+            least 300.
+
+    Raises:
+        MBTError: while iterating, if a process dies or hangs.
+    """
+    count = auto_workers(dataset, sampler) if workers == "auto" else workers
+    if patience is None:
+        patience = max(MIN_PATIENCE, 10 * dataset.config.timeout)
+    several: dict[str, Any] = {}
+    if count:
+        # a fork starts at once; other methods import everything anew in every process
+        method = "fork" if sys.platform == "linux" else None
+        several = {"multiprocessing_context": method, "persistent_workers": True, "timeout": patience}
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=count,
+        collate_fn=Collate(dataset.modalities),
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_start_worker,
+        **several,
+    )
+
+
+def auto_workers(dataset: ClipDataset, sampler: Sampler[list[Draw]]) -> int:
+    """The number of reading processes that ``auto`` stands for."""
+    if dataset.cache is not None and dataset.cache.in_memory:
+        return 0
+    return min(max(1, cores() - 1), MAX_WORKERS, len(sampler))  # type: ignore[arg-type]
+
+
+def _start_worker(number: int) -> None:
+    # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _explained(error: Exception, patience: float) -> MBTError | None:
+    """What happened in the reading processes, for the user; None: `error` says it already, or is a bug."""
+    text = str(error)
+    if isinstance(error, MBTError) and text.startswith("Caught "):
+        # raised in a worker, the message arrives at the end of a traceback
+        name = f"{type(error).__module__}.{type(error).__name__}: "
+        return type(error)(text.rsplit(name, 1)[-1].strip())
+    if not isinstance(error, RuntimeError) or not text.startswith("DataLoader"):
+        return None
+    if "timed out" in text:
+        return MBTError(
+            f"no batch was read in {patience:g} s: a reading process hangs, perhaps on a file system that does not "
+            "answer. Try data.workers=0 to see where"
+        )
+    return MBTError(
+        f"a reading process died ({error.__cause__ or error}); most often memory, or shared memory (/dev/shm), is out: "
+        "lower data.workers or train.batch_size"
+    )

@@ -1,0 +1,96 @@
+"""Settings of the modality ``flow``. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from mbt_core.errors import ConfigError
+from mbt_core.schema import Auto, ModalityConfig
+
+Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+LARGEST_INTERVAL = 0.5
+
+
+class FlowConfig(ModalityConfig):
+    """Optical flow: by how many pixels each point moves to the right and down, computed from a video or stored.
+
+    A displacement is in pixels of the picture scaled to `short_side`.
+    """
+
+    kind: str = "flow"
+    """The kind of modality."""
+    source: Literal["video", "npy", "jpeg"] = "video"
+    """``video``: computed from the clip's frames by DIS; ``npy``: an array [2, fields, height, width] of displacements
+    in its own pixels; ``jpeg``: a folder with the sub-folders ``u`` and ``v`` of numbered pictures (Epic-Kitchens)."""
+    frames: PositiveInt = 8
+    """Fields of a sample."""
+    seconds: PositiveFloat | Auto | None = 8.0
+    """Span over which the fields are spread evenly; null: the whole clip; ``auto``: what nine of ten clips fit into, at
+    most 8."""
+    interval: Annotated[float, Field(gt=0, le=LARGEST_INTERVAL)] = 0.04
+    """Source video: seconds between the two frames of a field. Where a video's frames are further apart, its next frame
+    is taken, and the displacement is scaled down to this time."""
+    preset: Literal["ultrafast", "fast", "medium"] = "medium"
+    """Source video: DIS's preset, from fast and coarse to slow and exact."""
+    rate: PositiveFloat = 25.0
+    """Sources npy and jpeg: stored fields a second."""
+    bound: PositiveFloat = 20.0
+    """Displacements are clipped to this many pixels in both directions. Source jpeg: what the grey levels 0 and 255
+    stand for."""
+    size: Sides = 224
+    """Height and width of the input, a number or [height, width]."""
+    patch: Sides = 16
+    """Height and width of a patch, a number or [height, width]."""
+    tubelet: PositiveInt = 1
+    """Fields of a patch."""
+    short_side: PositiveInt | None = None
+    """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
+    std: PositiveFloat | Auto = "auto"
+    """Displacements are divided by it; ``auto``: their root mean square in the training data."""
+    random_crop: bool = True
+    """Crop at a random place in training, else in the centre."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip in training, which also negates the displacement to the right. Set 0 where left
+    and right matter."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FlowConfig:
+        (height, width), (rows, columns) = self.sides, self.patch_sides
+        if rows > height or columns > width:
+            raise ValueError(f"patch {self.patch} is larger than size {self.size}")
+        if self.tubelet > self.frames:
+            raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
+        if self.scaled_side < min(self.sides):
+            raise ValueError(f"short_side {self.short_side} is less than the {min(self.sides)} pixels of the crop")
+        return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def patch_sides(self) -> tuple[int, int]:
+        """(height, width) of a patch."""
+        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
+
+    @property
+    def scaled_side(self) -> int:
+        """Length of a scaled picture's shorter side."""
+        return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
+
+    @property
+    def span(self) -> float | None:
+        """Seconds that the fields cover; None: the whole clip. Raises `ConfigError` while it is ``auto``."""
+        if self.seconds == "auto":
+            raise ConfigError(f"{self.kind}: seconds is still 'auto'; give a number, or fit it to training data")
+        return self.seconds
+
+    @property
+    def deviation(self) -> float:
+        """`std`. Raises `ConfigError` while it is ``auto``."""
+        if self.std == "auto":
+            raise ConfigError(f"{self.kind}: std is still 'auto'; give a number, or fit it to training data")
+        return self.std

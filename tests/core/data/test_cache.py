@@ -1,0 +1,211 @@
+"""Decoded clips in memory and on disk: the same samples, decoded once."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.data.fakes import Pictures, Sound, four, read, write_csv, write_data, write_movie
+from mbt_core.config import DataConfig
+from mbt_core.data import cache as caches
+from mbt_core.data.cache import Cache, disk_folder
+from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.manifest import Manifest
+from mbt_core.errors import ConfigError, MBTError
+from mbt_core.media import MediaError
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five good rows (one silent, one without array), one damaged, one missing, two with a span."""
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    write_data(tmp_path / "data", 4)
+    write_movie(tmp_path / "data/long.mp4", 2.0)
+    (tmp_path / "data/bad.mp4").write_bytes(b"no video")
+    rows: list[dict[str, Any]] = [
+        {"id": f"r{i}", "path": f"{i}.mp4", "a": "" if i == 2 else f"{i}.npy", "w": "" if i else "hi", "label": "x"}
+        for i in range(4)
+    ]
+    rows += [{"id": "bad", "path": "bad.mp4", "label": "x"}, {"id": "gone", "path": "gone.mp4", "label": "x"}]
+    rows += [{"id": "early", "path": "long.mp4", "start": 0.2, "end": 0.9, "label": "x"}]
+    rows += [{"id": "short", "path": "long.mp4", "start": 1.1, "end": 1.2, "label": "x"}]
+    return write_csv(tmp_path / "data/m.csv", rows, ["id", "path", "a", "w", "start", "end", "label"])
+
+
+def examples(manifest: Manifest, modalities: dict[str, Any], cache: Cache | None, training: bool) -> list[Example]:
+    options: dict[str, Any] = {"config": DataConfig(sync=False), "seed": 1, "training": training, "cache": cache}
+    dataset = ClipDataset(manifest, modalities, {"label": "single"}, views=1 if training else 3, **options)
+    return [e for epoch in range(3) for row in range(len(manifest)) for e in dataset[Draw(epoch, row)]]
+
+
+def assert_same(a: list[Example], b: list[Example]) -> None:
+    for x, y in zip(a, b, strict=True):
+        assert (x.index, x.present, x.weight, x.error) == (y.index, y.present, y.weight, y.error)
+        for name in x.samples:
+            assert all(torch.equal(x.samples[name][key], y.samples[name][key]) for key in x.samples[name])
+
+
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:
+    """The files decoded from here on, and what of them."""
+    found: list[tuple[str, tuple[str, ...]]] = []
+    original = caches.decode_all
+
+    def counting(clip: Any, reads: Any, *args: Any) -> Any:
+        found.append((Path(clip.name).name, tuple(sorted(reads))))
+        return original(clip, reads, *args)
+
+    monkeypatch.setattr(caches, "decode_all", counting)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk", "auto"])
+@pytest.mark.parametrize("training", [True, False])
+def test_cached_and_uncached_samples_are_identical(data: Path, kind: str, training: bool) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    said: list[str] = []
+    cache = Cache.choose(DataConfig(cache=kind), manifest, modalities, ("train", "val"), said.append)
+    assert cache is not None
+    assert len(said) == 1
+    plain = examples(manifest, modalities, None, training)
+    assert [e.weight for e in plain[: len(manifest) if training else None : 1 if training else 3]][4:6] == [0, 0]
+    assert_same(plain, examples(manifest, modalities, cache, training))
+    assert_same(plain, examples(manifest, modalities, cache, training))  # and again from what is kept
+
+
+def test_memory_decodes_each_file_once_before_the_first_epoch(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    decoded, steps, said = decodings(monkeypatch), [], []
+    config = DataConfig(cache="memory")
+    cache = Cache.choose(config, manifest, modalities, ("train",), said.append, lambda *step: steps.append(step))
+    assert cache is not None
+    assert cache.in_memory
+    both = ("frames", "waveform")
+    assert sorted(decoded) == sorted(
+        [(f"{i}.mp4", both) for i in range(4)]
+        + [(f"{i}.npy", ("array",)) for i in (0, 1, 3)]
+        + [("long.mp4", both)] * 2  # two spans
+    )  # a damaged file fails before
+    assert steps == [(i + 1, 10) for i in range(10)]
+    assert "8 rows are kept in memory" in said[0]
+    assert cache.nbytes > 25 * 16 * 21 * 3
+    count = len(decoded)
+    examples(manifest, modalities, cache, True)
+    assert len(decoded) == count
+
+
+def test_disk_keeps_clips_between_runs(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    decoded = decodings(monkeypatch)
+
+    def run() -> list[str]:
+        decoded.clear()
+        cache = Cache.choose(DataConfig(cache="disk"), manifest, modalities, ("train",))
+        assert cache is not None
+        assert not cache.in_memory
+        examples(manifest, modalities, cache, True)
+        return sorted(name for name, _ in decoded)
+
+    everything = ["0.mp4", "0.npy", "1.mp4", "1.npy", "2.mp4", "3.mp4", "3.npy", "long.mp4", "long.mp4"]
+    assert run() == everything
+    assert run() == []
+
+    kept = sorted(path for path in disk_folder().rglob("*") if path.is_file())
+    kept[0].write_bytes(kept[0].read_bytes()[:-200])  # truncated
+    kept[1].write_bytes(b"")
+    kept[2].write_bytes(b"no archive")
+    assert len(run()) == 3
+    assert run() == []
+    assert not list(disk_folder().rglob("*tmp"))
+
+    movie = data.parent / "0.mp4"  # another content under the same name
+    write_movie(movie, 1.5)
+    assert run() == ["0.mp4"]
+    os.utime(movie, ns=(1, 1))
+    assert run() == ["0.mp4"]
+
+    modalities["p"].config.side = 20  # decoded in another way
+    assert run() == sorted(name for name in everything if name.endswith("mp4"))
+
+
+def test_disk_follows_symbolic_links(data: Path, tmp_path: Path) -> None:
+    modalities = {"p": Pictures("p", seconds=0.2)}
+    (tmp_path / "link.mp4").symlink_to(data.parent / "0.mp4")
+    cache = Cache(modalities, 10.0, tmp_path / "kept")
+    cache.open(str(tmp_path / "link.mp4"), ["p"], None, None)
+    cache.open(str(data.parent / "0.mp4"), ["p"], None, None)
+    assert len(list((tmp_path / "kept").rglob("*.clip"))) == 1
+
+
+def test_a_full_disk_is_no_unreadable_clip(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file, not a folder")
+    modalities = {"p": Pictures("p", seconds=0.2)}
+    cache = Cache(modalities, 10.0, tmp_path / "file" / "cache")
+    with pytest.raises(MBTError, match="cannot be written"):
+        examples(read(data, modalities), modalities, cache, True)
+
+
+def test_modalities_that_disagree_are_kept_apart(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def modalities() -> dict[str, Any]:
+        return {
+            "small": Pictures("small", side=16, seconds=0.3),
+            "large": Pictures("large", side=24, seconds=0.3),
+            "again": Pictures("again", side=16, seconds=0.2),
+            "s": Sound("s", seconds=0.3),
+        }
+
+    manifest = read(data, modalities())
+    decoded = decodings(monkeypatch)
+    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities(), ("train",))
+    assert sorted(reads for name, reads in decoded if name == "0.mp4") == [("frames",), ("frames", "waveform")]
+    assert_same(examples(manifest, modalities(), None, True), examples(manifest, modalities(), cache, True))
+
+
+def test_sound_of_no_known_rate_is_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sound, "decode_settings", lambda self: {})
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    decoded = decodings(monkeypatch)
+    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
+    assert {reads for _, reads in decoded} == {("frames",), ("array",)}
+    assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
+
+
+def test_an_unreadable_clip_fails_in_the_same_way_each_time(data: Path) -> None:
+    cache = Cache({"p": Pictures("p", seconds=0.2)}, 10.0)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(MediaError, match=r"bad\.mp4") as error:
+            cache.open(str(data.parent / "bad.mp4"), ["p"], None, None)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+
+
+def test_the_estimate_is_near(data: Path) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    cache = Cache(modalities, 10.0)
+    rows = np.arange(4)
+    expected = cache.estimate(manifest, rows)
+    assert cache.fill(manifest, rows, 10**9)
+    assert expected == pytest.approx(cache.nbytes, rel=0.15)
+
+
+def test_what_does_not_fit_into_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    said: list[str] = []
+    monkeypatch.setattr(caches, "free_memory", lambda: 100_000)
+    assert Cache.choose(DataConfig(cache="auto"), manifest, modalities, ("train",), said.append) is None
+    assert said == ["clips are decoded anew in every epoch: kept in memory they would take 0.0 GB"]
+    with pytest.raises(ConfigError, match=r"data\.cache: memory: .* 0\.0 GB are free; set data\.cache=disk or none"):
+        Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
+    # what the headers promised, and the clips broke
+    monkeypatch.setattr(Cache, "estimate", lambda *args: 0)
+    assert Cache.choose(DataConfig(cache="auto"), manifest, modalities, ("train",), said.append) is None
+    assert Cache.choose(DataConfig(cache="none"), manifest, modalities, ("train",)) is None

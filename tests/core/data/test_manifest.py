@@ -1,0 +1,216 @@
+"""Rows of a manifest: sources, root and confinement, labels and classes, missing files."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.data.fakes import write_csv
+from mbt_core.config import DataConfig
+from mbt_core.data.manifest import Manifest
+from mbt_core.errors import ConfigError, DataError
+
+READS = {"p": "frames", "s": "waveform", "a": "array", "w": "text"}
+
+
+def read(path: Path, rows: list[dict[str, str]], reads: dict[str, str] | None = None, **options: object) -> Manifest:
+    config = DataConfig(**options.pop("config", {}))
+    return Manifest.read(write_csv(path / "m.csv", rows), reads or {"p": "frames"}, config, **options)
+
+
+def labelled(path: Path, labels: list[str], splits: list[str] | None = None, **options: object) -> Manifest:
+    rows = [{"id": f"r{i}", "path": "x", "label": label, "split": (splits or [""] * 99)[i]}
+            for i, label in enumerate(labels)]  # fmt: skip
+    return read(path, rows, **options)
+
+
+def test_where_each_modality_is(tmp_path: Path) -> None:
+    rows = [
+        {"id": "1", "path": "1.mp4", "a": "1.npy", "w": "hello", "w.path": "x.txt"},
+        {"id": "2", "path": "", "a": "", "w": "", "w.path": "/abs/x.txt"},
+    ]
+    first, second = map(read(tmp_path, rows, READS).row, range(2))
+    shared, own = str(tmp_path / "1.mp4"), str(tmp_path / "1.npy")
+    assert (first.sources["p"].path, first.sources["s"].path, first.sources["a"].path) == (shared, shared, own)
+    assert (first.sources["w"].path, first.sources["w"].text) == (None, "hello")
+    assert first.files() == {shared: ["p", "s"], own: ["a"]}
+    assert second.sources["p"] is second.sources["s"] is second.sources["a"] is None
+    assert second.sources["w"].path == "/abs/x.txt"
+
+
+def test_a_shared_file_serves_arrays_but_no_text(tmp_path: Path) -> None:
+    rows = [{"id": "1", "path": "1.npy", "other": "x"}]
+    assert read(tmp_path, rows, {"a": "array"}).row(0).sources["a"].path == str(tmp_path / "1.npy")
+    with pytest.raises(DataError, match="nothing for modality 'w'"):
+        read(tmp_path, rows, {"w": "text"})
+
+
+def test_a_modality_cannot_be_called_as_a_column(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'label' is a column of every manifest; choose another name"):
+        read(tmp_path, [{"id": "1", "label": "x"}], {"label": "text"})
+
+
+def test_root(tmp_path: Path) -> None:
+    (tmp_path / "media").mkdir()
+    rows = [{"id": "1", "path": "a/1.mp4"}]
+    found = read(tmp_path, rows, config={"root": str(tmp_path / "media")})
+    assert found.row(0).sources["p"].path == str(tmp_path / "media/a/1.mp4")
+    with pytest.raises(DataError, match=r"data\.root: .*nowhere is no folder"):
+        read(tmp_path, rows, config={"root": str(tmp_path / "nowhere")})
+
+
+@pytest.mark.parametrize("cell", ["/etc/passwd", "../x.mp4", "a/../../x.mp4", ".."])
+def test_confine_refuses_what_leaves_the_root(tmp_path: Path, cell: str) -> None:
+    rows = [{"id": "1", "path": "ok.mp4"}, {"id": "2", "path": cell}]
+    with pytest.raises(DataError, match=r"row 2: .* leaves the root .*data\.confine forbids"):
+        read(tmp_path / "data", rows, config={"confine": True})
+    assert len(read(tmp_path / "data", rows)) == 2
+
+
+def test_confine_allows_what_stays_inside(tmp_path: Path) -> None:
+    rows = [{"id": "1", "path": "a/../b.mp4"}, {"id": "2", "path": str(tmp_path / "c.mp4")}, {"id": "3", "path": "..d"}]
+    found = read(tmp_path, rows, config={"confine": True})
+    real = os.path.realpath(tmp_path)
+    assert [found.row(i).sources["p"].path for i in range(3)] == [f"{real}/b.mp4", f"{real}/c.mp4", f"{real}/..d"]
+
+
+def test_confine_follows_symbolic_links(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "secret.mp4").write_text("x")
+    (data / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (data / "inside.mp4").write_text("x")
+    (data / "alias.mp4").symlink_to(data / "inside.mp4")
+    rows = [{"id": "1", "path": "link.mp4"}, {"id": "2", "path": "alias.mp4"}]
+    found = read(data, rows, config={"confine": True})
+    with pytest.raises(DataError, match=r"link\.mp4 leaves the root"):
+        found.row(0)
+    with pytest.raises(DataError, match=r"link\.mp4 leaves the root"):
+        found.check_missing("train", 1.0)
+    assert found.row(1).sources["p"].path == os.path.realpath(data / "inside.mp4")
+
+
+def test_tasks_classes_and_counts(tmp_path: Path) -> None:
+    rows = [
+        {"id": str(i), "path": "x", "label.verb": verb, "label.noun": noun}
+        for i, (verb, noun) in enumerate([("cut", "egg;pan"), ("stir", "egg"), ("cut", ";")])
+    ]
+    found = read(tmp_path, rows)
+    assert found.tasks == ["verb", "noun"]
+    assert found.classes == {"verb": ["cut", "stir"], "noun": ["egg", "pan"]}
+    assert found.kinds == {"verb": "single", "noun": "multilabel"}
+    assert found.outputs == {"verb": 2, "noun": 2}
+    assert found.row(0).labels == {"verb": "cut", "noun": "egg;pan"}
+    assert found.class_counts("verb", "train").tolist() == [2, 1]
+    assert found.class_counts("noun", "train").tolist() == [2, 1]
+    assert [found.labels["noun"].target(i).tolist() for i in range(3)] == [[1, 1], [1, 0], [0, 0]]
+    assert [int(found.labels["verb"].target(i)) for i in range(3)] == [0, 1, 0]
+
+
+def test_regression(tmp_path: Path) -> None:
+    found = labelled(tmp_path, ["1.5;2", "3; -4"], kinds="regression")
+    assert found.outputs == {"label": 2}
+    assert found.classes == {"label": []}
+    assert found.labels["label"].target(1).tolist() == [3, -4]
+    for bad in ("x;1", "nan;1", "1", "1e300;1"):
+        with pytest.raises(DataError, match=rf"row 2: expected 2 finite numbers as the 'label' label, came '{bad}'"):
+            labelled(tmp_path, ["1;2", bad], kinds="regression")
+
+
+def test_classes_in_official_order(tmp_path: Path) -> None:
+    (tmp_path / "m.classes.json").write_text(json.dumps({"label": ["b", "c", "a"]}))
+    found = labelled(tmp_path, ["a", "b"])
+    assert found.classes == {"label": ["b", "c", "a"]}
+    assert int(found.labels["label"].target(0)) == 2
+    given = labelled(tmp_path, ["a", "b"], classes={"label": ["b", "a"]})  # those of a trained model win
+    assert given.classes == {"label": ["b", "a"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", r'm\.classes\.json: expected \{"TASK": \["first class".*came list'),
+        ("{}", "expected"),
+        ("{", "not valid JSON"),
+        ('{"label": "a"}', "task 'label': expected"),
+        ('{"label": ["a", 1]}', "task 'label': expected"),
+        ('{"label": ["a", "b", "a"]}', "task 'label': the class 'a' is there twice"),
+        ('{"labels": ["a"]}', r"unknown task 'label'\. Did you mean 'labels'\?"),
+        (
+            '{"label": ["cat", "dogs"]}',
+            r"row 1: 'dog' is no class of task 'label'\. Did you mean 'dogs'\? Its 2 classes",
+        ),
+    ],
+)
+def test_wrong_classes_files(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "m.classes.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        labelled(tmp_path, ["dog"])
+
+
+def test_wrong_labels(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"row 3: 'cet' is no class of task 'label'\. Did you mean 'cat'\?.*train split"
+    ):
+        labelled(tmp_path, ["cat", "dog", "cet"], ["", "", "test"])
+    with pytest.raises(
+        DataError, match=r"row 2: several labels 'a;b', but .*'single'; set model\.head\.task=multilabel"
+    ):
+        labelled(tmp_path, ["a", "a;b"], kinds="single")
+
+
+def test_rows_without_label(tmp_path: Path) -> None:
+    message = r"2 of 3 rows of the train split have no label of task 'label', e\.g\. 'r0', 'r2'"
+    with pytest.raises(DataError, match=message):
+        labelled(tmp_path, ["", "a", " "])
+    found = labelled(tmp_path, ["a", ""], ["", "test"])
+    with pytest.raises(DataError, match="1 of 1 rows of the test split have no label"):
+        found.require_labels("test")
+    assert labelled(tmp_path, ["", "a", ""], labelled=False).tasks == []
+
+
+def test_balanced_weights(tmp_path: Path) -> None:
+    found = labelled(tmp_path, ["a", "a", "a", "b", "a"], ["", "", "", "", "test"])
+    weights = found.balanced_weights("train")
+    np.testing.assert_allclose(weights, np.array([1 / 3, 1 / 3, 1 / 3, 1]) * 2)
+    multi = labelled(tmp_path, ["a;b", "a", ";", "b;a", ";"]).balanced_weights("train")
+    expected = np.array([1 / 3 + 1 / 2, 1 / 3, 1 / 2, 1 / 3 + 1 / 2, 1 / 2])
+    np.testing.assert_allclose(multi, expected / expected.mean())
+    assert labelled(tmp_path, ["1", "2"], kinds="regression").balanced_weights("train").tolist() == [1, 1]
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "path": f"{i}.mp4", "a": "" if i % 2 else f"{i}.npy"} for i in range(100)]
+    for i in range(100):
+        (tmp_path / f"{i}.mp4").write_text("x")
+        (tmp_path / f"{i}.npy").write_text("x")
+    found = read(tmp_path, rows, {"p": "frames", "s": "waveform", "a": "array"})
+    whole = found.check_missing("train", 0.0)
+    assert (whole.named, whole.missing) == (150, 0)
+    for i in (3, 8, 50):
+        (tmp_path / f"{i}.mp4").unlink()
+    (tmp_path / "8.npy").unlink()
+    losses = found.check_missing("train", 0.04)
+    assert (losses.named, losses.missing) == (150, 4)
+    with pytest.raises(
+        DataError, match=r"split train: 4 of 150 named files are missing, more than the 1\.00%"
+    ) as error:
+        found.check_missing("train", 0.01)
+    assert sum(line.endswith(": there is no such file") for line in str(error.value).splitlines()) == 3
+    assert str(tmp_path / "3.mp4") in str(error.value)
+
+    losses.add([(8, "8.mp4: there is no such file"), (1, "1.mp4: damaged")])  # row 8 is counted already
+    losses.add([(1, "1.mp4: damaged")])
+    assert len(losses.unreadable) == 1
+    with pytest.raises(DataError, match=r"4 of 150 named files are missing and 3 cannot be read, more than the 4\.00%"):
+        losses.add([(2, "2.mp4: damaged"), (4, "4.mp4: damaged")])
+
+
+def test_pickle(tmp_path: Path) -> None:
+    found = labelled(tmp_path, ["a", "b", "a"])
+    again = pickle.loads(pickle.dumps(found))
+    assert again.row(2) == found.row(2)
+    assert again.classes == found.classes

@@ -1,0 +1,71 @@
+"""Metrics against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as reference
+
+from mbt_core.evaluate.metrics import average_precision, task_metrics
+
+generator = np.random.default_rng(0)
+LOGITS = torch.from_numpy(generator.normal(size=(200, 12)).astype(np.float32))
+CLASSES = torch.from_numpy(generator.integers(0, 12, 200))
+HOT = torch.from_numpy((generator.random((200, 12)) < 0.2).astype(np.float32))
+
+
+def test_top1_and_top5():
+    found = task_metrics("single", LOGITS, CLASSES)
+    assert found["top1"] == pytest.approx(reference.accuracy_score(CLASSES, LOGITS.argmax(1)))
+    top5 = reference.top_k_accuracy_score(CLASSES, LOGITS.numpy(), k=5, labels=range(12))
+    assert found["top5"] == pytest.approx(top5)
+
+
+@pytest.mark.parametrize(("classes", "names"), [(1, ["top1"]), (5, ["top1"]), (6, ["top1", "top5"])])
+def test_top5_needs_six_classes(classes, names):
+    found = task_metrics("single", LOGITS[:, :classes], CLASSES % classes)
+    assert list(found) == names
+    assert found["top1"] == pytest.approx((LOGITS[:, :classes].argmax(1) == CLASSES % classes).float().mean().item())
+
+
+def test_map():
+    found = task_metrics("multilabel", LOGITS, HOT)
+    assert found["mAP"] == pytest.approx(reference.average_precision_score(HOT, LOGITS, average="macro"), abs=1e-6)
+    each = [reference.average_precision_score(HOT[:, c], LOGITS[:, c]) for c in range(12)]
+    np.testing.assert_allclose(average_precision(LOGITS, HOT), each, rtol=1e-5)
+
+
+def test_map_with_ties_and_large_logits():
+    for logits in (LOGITS.round(), LOGITS * 1e4, LOGITS * 1e-9, torch.zeros_like(LOGITS)):
+        expected = reference.average_precision_score(HOT, logits, average="macro")
+        assert task_metrics("multilabel", logits, HOT)["mAP"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_classes_without_positives_are_left_out():
+    hot = HOT.clone()
+    hot[:, 3] = 0
+    kept = [c for c in range(12) if c != 3]
+    assert math.isnan(average_precision(LOGITS, hot)[3])
+    expected = reference.average_precision_score(hot[:, kept], LOGITS[:, kept], average="macro")
+    assert task_metrics("multilabel", LOGITS, hot)["mAP"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_label():
+    found = task_metrics("multilabel", LOGITS[:, :1], HOT[:, :1])
+    assert found["mAP"] == pytest.approx(reference.average_precision_score(HOT[:, 0], LOGITS[:, 0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_regression(outputs):
+    values, target = LOGITS[:, :outputs], LOGITS[:, :outputs] * 0.7 + HOT[:, :outputs]
+    found = task_metrics("regression", values, target)
+    assert found["mae"] == pytest.approx(reference.mean_absolute_error(target, values), rel=1e-5)
+    assert found["r2"] == pytest.approx(reference.r2_score(target, values), rel=1e-4)
+
+
+def test_few_examples():
+    assert task_metrics("single", LOGITS[:0], CLASSES[:0]) == {}
+    assert list(task_metrics("regression", LOGITS[:1, :1], LOGITS[:1, :1])) == ["mae"]
+    assert task_metrics("single", torch.tensor([[0.0, 1.0]]), torch.tensor([1])) == {"top1": 1.0}
+    assert task_metrics("multilabel", LOGITS[:1], torch.ones(1, 12))["mAP"] == 1.0
