@@ -10,7 +10,6 @@ import pytest
 def toys() -> Iterator[ModuleType]:
     """Anonymous modalities: alpha (a series), beta (a picture), gamma (a padded sequence of any length)."""
     import toy
-
     from mbt_core import registry
 
     registry().register(toy, "toy")

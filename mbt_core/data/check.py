@@ -23,6 +23,8 @@ from mbt_core.plugins import registry
 from mbt_core.schema import ModalityConfig
 
 FIT_CLIPS = 64
+CHUNK = 1024
+"""Rows given to the threads at a time."""
 BEGINNING = 0.1
 """Seconds of sound that `check` reads."""
 SHOWN = 5
@@ -113,12 +115,14 @@ def check(
     with ThreadPoolExecutor(2 * cores()) as pool:
         for split, rows in chosen.items():
             tallies = {name: _Tally() for name in reads}
-            for found in pool.map(partial(_look, manifest, reads, timeout), rows.tolist()):
-                for name, tally in tallies.items():
-                    tally.add(found[name])
-                done += 1
-                if progress:
-                    progress(done, total)
+            for first in range(0, len(rows), CHUNK):
+                look = partial(_look, manifest, reads, timeout)
+                for found in pool.map(look, rows[first : first + CHUNK].tolist()):
+                    for name, tally in tallies.items():
+                        tally.add(found[name])
+                    done += 1
+                    if progress:
+                        progress(done, total)
             counts = {
                 task: dict(zip(names, manifest.class_counts(task, split).tolist(), strict=True))
                 for task, names in manifest.classes.items()

@@ -31,7 +31,7 @@ def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
     """A column as text, null as ``""``; lists of text are joined by ``;``.
 
     Raises:
-        DataError: for a type that has no text (structures), or a NUL byte.
+        DataError: for a type that has no text (structures), for what is not UTF-8, and for a NUL byte.
     """
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -43,6 +43,10 @@ def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
         text = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(f"{where}: expected text, came {column.type}") from None
+    try:
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        raise DataError(f"{where}: not UTF-8 text; save it as UTF-8") from None
     has_nul = pc.match_substring(text, "\0")
     if pc.any(has_nul).as_py():
         raise DataError(f"{where}: row {first(has_nul) + 1} contains a NUL byte")

@@ -30,8 +30,8 @@ class FlowConfig(ModalityConfig):
     """Span over which the fields are spread evenly; null: the whole clip; ``auto``: what nine of ten clips fit into, at
     most 8."""
     interval: Annotated[float, Field(gt=0, le=LARGEST_INTERVAL)] = 0.04
-    """Source video: seconds between the two frames of a field. Where a video's frames are further apart, its next frame
-    is taken, and the displacement is scaled down to this time."""
+    """Source video: seconds that a displacement is over. A frame is compared with the one nearest to this time later,
+    at least with the next, and the displacement is scaled to this time: videos of all frame rates give the same."""
     preset: Literal["ultrafast", "fast", "medium"] = "medium"
     """Source video: DIS's preset, from fast and coarse to slow and exact."""
     rate: PositiveFloat = 25.0

@@ -117,7 +117,7 @@ class Flow(Modality):
         rate = clip.frame_rate
         if rate is None:
             raise MediaError(f"{clip.name}: a still, in which nothing moves; expected a video")
-        apart = max(config.interval, 1 / rate)
+        apart = max(1, round(config.interval * rate)) / rate
         pairs = np.stack((times, times + apart), 1)
         frames = clip.frames(pairs.ravel().tolist(), short_side=config.scaled_side)
         return dense_flow(frames[::2], frames[1::2], config.preset) * np.float32(config.interval / apart)

@@ -55,7 +55,10 @@ WRONG = [
     ({"head": {"tasks": {"a": 0}}}, "head.tasks.a: expected at least 1 class, came 0"),
     ({"head": {"tasks": {"A b": 2}}}, "head.tasks: the name 'A b' is not of the form [a-z][a-z0-9_]*"),
     ({"head": {"classes": 2, "task": "singel"}}, "head.task: input should be 'single', 'multilabel' or 'regression'"),
-    ({"head": {"tasks": {"verb": 2}, "task": {"vreb": "single"}}}, "head.task: unknown task 'vreb'. Did you mean 'verb'?"),
+    (
+        {"head": {"tasks": {"verb": 2}, "task": {"vreb": "single"}}},
+        "head.task: unknown task 'vreb'. Did you mean 'verb'?",
+    ),
     ({"head": {"tasks": {"verb": 2}, "task_weights": {"x": 1}}}, "head.task_weights: unknown task 'x'. Known: verb"),
     ({"head": {"task_weights": {"label": -1}}}, "head.task_weights.label: input should be greater than or equal to 0"),
     (
@@ -88,8 +91,16 @@ def test_wrong_models(model, message):
         ("train", {"lr": 0}, "train.lr: input should be greater than 0, came 0."),
         ("train", {"lr": float("inf")}, "train.lr: input should be a finite number, came inf."),
         ("train", {"steps": 0}, "train.steps: expected at least 1 (came: 0)"),
-        ("train", {"batch_size": "atuo"}, "train.batch_size: input should be a valid integer or 'auto', came 'atuo'. Did"),
-        ("train", {"optimizer": "adam"}, "train.optimizer: input should be 'sgd' or 'adamw', came 'adam'. Did you mean"),
+        (
+            "train",
+            {"batch_size": "atuo"},
+            "train.batch_size: input should be a valid integer or 'auto', came 'atuo'. Did",
+        ),
+        (
+            "train",
+            {"optimizer": "adam"},
+            "train.optimizer: input should be 'sgd' or 'adamw', came 'adam'. Did you mean",
+        ),
         ("train", {"betas": [0.9, 1]}, "train.betas.1: input should be less than 1, came 1."),
         ("train", {"precision": 16}, "train.precision: input should be '32' or 'bf16', came '16'."),
         ("train", {"modality_dropout": 1}, "train.modality_dropout: expected 0 <= p < 1, came 1"),
@@ -109,7 +120,11 @@ def test_wrong_models(model, message):
         ("modalities", {"alpa": {}}, "modalities.alpa: unknown modality 'alpa'. Did you mean 'alpha'? Known: alpha"),
         ("modalities", {"a": {"kind": "alpa"}}, "modalities.a: unknown modality 'alpa'. Did you mean 'alpha'?"),
         ("modalities", {"a": {"kind": ["alpha"]}}, "modalities.a: unknown modality \"['alpha']\""),
-        ("modalities", {"alpha": {"pacth": 3}}, "modalities.alpha.pacth: unknown key. Did you mean 'patch'? Known here:"),
+        (
+            "modalities",
+            {"alpha": {"pacth": 3}},
+            "modalities.alpha.pacth: unknown key. Did you mean 'patch'? Known here:",
+        ),
         ("modalities", {"beta": {"size": [4, 0]}}, "modalities.beta.size.1: input should be greater than 0, came 0."),
         ("modalities", {"Alpha": {"kind": "alpha"}}, "modalities: the name 'Alpha' is not of the form [a-z][a-z0-9_]*"),
         ("modalities", {1: {"kind": "alpha"}}, "modalities: the name 1 is not of the form [a-z][a-z0-9_]*"),
@@ -139,7 +154,9 @@ def test_defaults_are_the_paper():
 
 
 def test_instances_of_kinds_keep_their_order_and_kind():
-    modalities = experiment(modalities={"right": {"kind": "gamma"}, "alpha": None, "left": {"kind": "alpha"}}).modalities
+    modalities = experiment(
+        modalities={"right": {"kind": "gamma"}, "alpha": None, "left": {"kind": "alpha"}}
+    ).modalities
     assert {name: config.kind for name, config in modalities.items()} == {
         "right": "gamma",
         "alpha": "alpha",
@@ -177,7 +194,13 @@ def test_precision_may_be_a_number(value):
     "parts",
     [
         {},
-        {"model": {"pool": "mean-joint", "backbone": {"dim": 8, "heads": 2, "depth": 9}, "head": {"tasks": {"verb": 2}}}},
+        {
+            "model": {
+                "pool": "mean-joint",
+                "backbone": {"dim": 8, "heads": 2, "depth": 9},
+                "head": {"tasks": {"verb": 2}},
+            }
+        },
         {
             "modalities": {"left": {"kind": "beta", "size": [8, 8]}, "alpha": {"channels": "auto"}},
             "model": {"pretrained": {"left": "vit_tiny_patch16_224", "alpha": None}, "head": {"classes": 4}},
@@ -240,7 +263,11 @@ def test_wrong_sets(assignment, message):
 
 def test_merge():
     base = {"a": {"b": 1, "c": {"d": 2}}, "e": [1]}
-    assert merge(base, {"a": {"c": {"d": 3}}, "e": [2], "f": None}) == {"a": {"b": 1, "c": {"d": 3}}, "e": [2], "f": None}
+    assert merge(base, {"a": {"c": {"d": 3}}, "e": [2], "f": None}) == {
+        "a": {"b": 1, "c": {"d": 3}},
+        "e": [2],
+        "f": None,
+    }
     assert merge(base, {"a": "x"}) == {"a": "x", "e": [1]}
     assert base == {"a": {"b": 1, "c": {"d": 2}}, "e": [1]}
 

@@ -64,7 +64,10 @@ OUTER = "by_name, inner, kinds, named, needed, rates, sides, steps, word"
         ({"inner": {"act": "glue"}}, "inner.act: input should be 'gelu' or 'relu', came 'glue'. Did you mean 'gelu'?"),
         ({"inner": {"depth": 3}}, "inner: depth must be even (came: {'depth': 3})"),
         ({"inner": 7}, "inner: input should be a valid dictionary or instance of Inner, came 7."),
-        ({"kinds": "tow"}, "kinds: input should be 'one' or 'two' or a valid dictionary, came 'tow'. Did you mean 'two'?"),
+        (
+            {"kinds": "tow"},
+            "kinds: input should be 'one' or 'two' or a valid dictionary, came 'tow'. Did you mean 'two'?",
+        ),
         ({"kinds": {"a": "onne"}}, "kinds.a: input should be 'one' or 'two', came 'onne'. Did you mean 'one'?"),
         ({"rates": [1, float("nan")]}, "rates.1: input should be a finite number, came nan."),
         ({"rates": "x" * 100}, f"rates: input should be a valid list, came '{'x' * 76}...."),

@@ -27,7 +27,11 @@ class Reference:
         blocks: dict[tuple[int, str], Array] = {}
         encoded = self.encode(streams, train, blocks)
         tokens = self.norm("Transformer/encoder_norm", encoded)
-        return {"tokens": tokens, "blocks": blocks, **self.head(tokens, {n: x.shape[1] for n, x in streams.items()}, train)}
+        return {
+            "tokens": tokens,
+            "blocks": blocks,
+            **self.head(tokens, {n: x.shape[1] for n, x in streams.items()}, train),
+        }
 
     def embed(self, name: str, x: Array) -> Array:
         """Tokens with class token and positions, [B, N, D]."""
@@ -177,7 +181,9 @@ def random_params(shapes: dict[str, tuple[int, ...]], rng: np.random.Generator) 
     params = {}
     for path, shape in sorted(shapes.items()):
         name = path.rsplit("/", 1)[-1]
-        scale = {"kernel": (np.prod(shape[:-1]) if "query" not in path else shape[0]) ** -0.5, "scale": 0.2}.get(name, 0.3)
+        scale = {"kernel": (np.prod(shape[:-1]) if "query" not in path else shape[0]) ** -0.5, "scale": 0.2}.get(
+            name, 0.3
+        )
         values = rng.normal(size=shape) * scale + (1 if name == "scale" else 0)
         params[path] = (np.round(values * 512) / 512).astype(np.float32)
     return params

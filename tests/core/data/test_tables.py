@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -167,3 +168,31 @@ def test_folder_with_splits_and_classes_json(tmp_path: Path) -> None:
 def test_folders_of_another_form(tmp_path: Path, files: tuple[str, ...], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Manifest.read(folder_of(tmp_path, *files), {"p": "frames"}, DataConfig())
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "m.jsonl"])
+def test_damaged_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """Flipped, cut and inserted bytes: whatever comes, it is a manifest or a message."""
+    whole = write(tmp_path / name).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            at = int(rng.integers(len(content)))
+            match rng.integers(3):
+                case 0:
+                    content[at] = int(rng.integers(256))
+                case 1:
+                    del content[at : at + int(rng.integers(1, 20))]
+                case 2:
+                    content[at:at] = rng.bytes(int(rng.integers(1, 5)))
+        (tmp_path / name).write_bytes(content)
+        try:
+            manifest = read(tmp_path / name)
+        except DataError as error:
+            assert str(error).startswith(str(tmp_path))  # noqa: PT017
+            refused += 1
+        else:
+            assert [manifest.row(i).index for i in range(len(manifest))] == list(range(len(manifest)))
+    assert refused > 50

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from toy.models import STRATEGIES, build_tiny, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -15,8 +16,7 @@ PRESENT = {
 def run_block(block, x, keys, mask, attended):
     """A pre-norm block whose queries are `x`, with `attended`'s queries and keys in place of its own."""
     q, k = attended
-    width = x.shape[-1]
-    v = torch.nn.functional.linear(block.norm1(keys), block.attn.qkv.weight[2 * width :], block.attn.qkv.bias[2 * width :])
+    v = block.attn.qkv(block.norm1(keys)).chunk(3, -1)[2]
     v = v.unflatten(-1, (block.attn.num_heads, -1)).transpose(1, 2)
     weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     x = x + block.attn.proj((weights @ v).transpose(1, 2).flatten(2))

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
-from toy.models import COUNTS, POOLS, STRATEGIES, build_tiny, inputs_for, sample
 
 from mbt_core import MBT
+from toy.models import COUNTS, POOLS, STRATEGIES, build_tiny, inputs_for, sample
 
 pytestmark = pytest.mark.usefixtures("toys")
 BATCH = 4
@@ -102,7 +102,10 @@ def test_padding_never_leaks(strategy, count, pool):
                 changed[name] = (torch.where(mask[..., None], x, value), mask)
         torch.testing.assert_close(model(changed).logits, expected.logits, rtol=0, atol=0)
     x, mask = inputs["gamma"]
-    longer = (torch.cat((x, torch.full((BATCH, 2, 3), 7.0).double()), 1), torch.cat((mask, mask.new_zeros(BATCH, 2)), 1))
+    longer = (
+        torch.cat((x, torch.full((BATCH, 2, 3), 7.0).double()), 1),
+        torch.cat((mask, mask.new_zeros(BATCH, 2)), 1),
+    )
     torch.testing.assert_close(model({**inputs, "gamma": longer}).logits, expected.logits, rtol=1e-9, atol=1e-11)
 
 

@@ -19,6 +19,11 @@ def prediction(by_name, fused=None):
     return Prediction(logits, by_name, {}, torch.zeros(2, 4), {})
 
 
+def same_for(by_name):
+    """Targets that do not differ between modalities."""
+    return {name: {"label": ONE_HOT} for name in (*by_name, "")}
+
+
 @pytest.mark.parametrize("epsilon", [0.0, 0.3])
 def test_kinds_of_task(epsilon):
     single = task_loss("single", LOGITS, ONE_HOT, epsilon)
@@ -47,9 +52,7 @@ def test_smoothing_keeps_the_sum():
 
 
 def test_dense_targets():
-    head = HeadConfig(
-        tasks={"verb": 3, "tags": 3, "size": 1}, task={"tags": "multilabel", "size": "regression"}
-    )
+    head = HeadConfig(tasks={"verb": 3, "tags": 3, "size": 1}, task={"tags": "multilabel", "size": "regression"})
     found = dense_targets({"verb": INDEX, "tags": HOT.long(), "size": torch.tensor([[1.5], [2.0]]).double()}, head)
     torch.testing.assert_close(found, {"verb": ONE_HOT, "tags": HOT, "size": torch.tensor([[1.5], [2.0]])})
 
@@ -57,7 +60,7 @@ def test_dense_targets():
 def test_per_modality_is_the_mean_over_those_present():
     by_name = {"alpha": LOGITS, "beta": LOGITS.flip(1), "gamma": LOGITS * 2}
     head = HeadConfig(classes=3)
-    targets = dict.fromkeys([*by_name, ""], {"label": ONE_HOT})
+    targets = same_for(by_name)
     each = {name: task_loss("single", logits, ONE_HOT) for name, logits in by_name.items()}
     found = example_losses(prediction(by_name), targets, head)
     torch.testing.assert_close(found, sum(each.values()) / 3)
@@ -70,14 +73,14 @@ def test_per_modality_is_the_mean_over_those_present():
 def test_absent_modalities_have_no_gradient_whatever_their_logits():
     by_name = {"alpha": LOGITS.clone().requires_grad_(), "beta": torch.full_like(LOGITS, torch.nan).requires_grad_()}
     here = {"alpha": torch.tensor([True, True]), "beta": torch.tensor([False, False])}
-    targets = dict.fromkeys([*by_name, ""], {"label": ONE_HOT})
+    targets = same_for(by_name)
     loss = example_losses(prediction(by_name, LOGITS), targets, HeadConfig(classes=3), here)
     torch.testing.assert_close(loss, task_loss("single", LOGITS, ONE_HOT))
 
 
 def test_weights_of_modalities():
     by_name = {"alpha": LOGITS, "beta": LOGITS.flip(1)}
-    targets = dict.fromkeys([*by_name, ""], {"label": ONE_HOT})
+    targets = same_for(by_name)
     alpha, beta = (task_loss("single", logits, ONE_HOT) for logits in by_name.values())
     head = HeadConfig(classes=3, modality_weights={"alpha": 3})
     torch.testing.assert_close(example_losses(prediction(by_name), targets, head), (3 * alpha + beta) / 4)

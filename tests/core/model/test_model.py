@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from toy.config import AlphaConfig
-from toy.models import POOLS, STRATEGIES, build_tiny, inputs_for, tiny
 
 import mbt_core as mbt
 from mbt_core.config import MBTConfig
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.model.block import Block
+from toy.config import AlphaConfig
+from toy.models import POOLS, STRATEGIES, build_tiny, inputs_for, tiny
 
 pytestmark = pytest.mark.usefixtures("toys")
 PRESENT = {"gamma": torch.tensor([True, True, False, True]), "alpha": torch.tensor([True, False, True, False])}
