@@ -346,6 +346,11 @@ class TrainConfig(StrictModel):
     compile: bool = False
     """torch.compile each block."""
 
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if value == 32 else value  # YAML reads a number
+
     @field_validator("loggers")
     @classmethod
     def _known(cls, value: list[str]) -> list[str]:

@@ -97,7 +97,9 @@ def assemble(
     offered: dict[str, Any] = chosen.tree.get("modalities") or {}
     if modalities is None and ((recipe is None and data is not None) or not offered):
         known = ", ".join(sorted(registry().modalities))
-        raise ConfigError(f"--modalities: missing; known: {known}. For example: --modalities {','.join(offered) or 'NAME'}")
+        raise ConfigError(
+            f"--modalities: missing; known: {known}. For example: --modalities {','.join(offered) or 'NAME'}"
+        )
     instances = parse_instances(modalities) if modalities else {n: (s or {}).get("kind", n) for n, s in offered.items()}
     tree = merge(chosen.tree, {})
     tree["modalities"] = {

@@ -26,7 +26,7 @@ from mbt_core.evaluate.predict import FilePrediction, predict_files
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.plugins import load_object, registry, require
-from mbt_core.pretrained import build
+from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.schema import validate
 from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import RunFolder
@@ -151,6 +151,7 @@ def train(
     hardware: Hardware = Hardware(),
     listeners: Sequence[Listener] = (),
     command: str = "mbt_core.train",
+    show_init: Callable[[InitReport], None] | None = None,
 ) -> Run:
     """Trains, keeps the best weights, evaluates them on the test split.
 
@@ -161,6 +162,7 @@ def train(
         hardware: devices and processes.
         listeners: to the run's events, besides the configured loggers.
         command: noted in the run folder.
+        show_init: called with what each part of the model starts from.
 
     Raises:
         ConfigError: before any work, for a wrong configuration or a folder in use.
@@ -180,7 +182,8 @@ def train(
         folder.start(experiment, command)
     loggers = [registry().loggers[name].spec for name in experiment.train.loggers]
     with explain_memory(experiment.train):
-        return _train(experiment, manifest, losses["train"], folder, hardware, [*listeners, *make_loggers(loggers)])
+        every = [*listeners, *make_loggers(loggers)]
+        return _train(experiment, manifest, losses["train"], folder, hardware, every, show_init)
 
 
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
@@ -273,13 +276,16 @@ def _train(
     folder: RunFolder,
     hardware: Hardware,
     listeners: list[Listener],
+    show_init: Callable[[InitReport], None] | None,
 ) -> Run:
     config = experiment.train
     fabric = hardware.fabric(config.precision)
     fabric.launch()
     listener = Listeners(listeners if fabric.is_global_zero else [])
     torch.manual_seed(config.seed)
-    model = build(experiment.mbt_config())
+    model, report = build_with_report(experiment.mbt_config())
+    if show_init is not None and fabric.is_global_zero:
+        show_init(report)
     model.classes = dict(manifest.classes)
     freeze(model, config)
     optimizer = make_optimizer(model, config, fabric.device)
@@ -287,7 +293,9 @@ def _train(
     monitor = monitored(experiment) if len(manifest.splits.get("val", ())) else None
     assert isinstance(config.batch_size, int)
     plan = make_plan(config, len(rows), config.batch_size, monitor)
-    cache = Cache.choose(experiment.data, manifest, model.modalities, ("train", "val"), listener.message)
+    cache = Cache.choose(
+        experiment.data, manifest, model.modalities, ("train", "val"), listener.message, listener.decoded
+    )
     trainer = Trainer(
         fabric,
         experiment,

@@ -18,18 +18,35 @@ class Progress(Listener):
     """A bar with loss, clips per second and time left; a line per evaluation. Plain lines without a terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         self.bar: Bar | None = None
         self._last = 0.0
 
     def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
         self.console.print(f"run folder {folder}" + (f", from step {step}" if step else ""))
         self.steps = steps
-        if self.console.is_terminal:
-            columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self.bar = Bar(*columns, console=self.console, transient=True)
-            self.task = self.bar.add_task("", total=steps, completed=step)
-            self.bar.start()
+        self._start_bar(steps, step)
+
+    def decoded(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self._start_bar(total, 0)
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, description="decoding clips")
+            if done == total:
+                self._stop_bar()
+
+    def _start_bar(self, total: int, done: int) -> None:
+        if not self.console.is_terminal:
+            return
+        columns = (MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+        self.bar = Bar(*columns, console=self.console, transient=True)
+        self.task = self.bar.add_task("", total=total, completed=done)
+        self.bar.start()
+
+    def _stop_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         text = f"loss {metrics['loss']:.4f}  {metrics['clips_per_second']:.0f} clips/s"
@@ -47,5 +64,4 @@ class Progress(Listener):
         self.console.print(text)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        self._stop_bar()

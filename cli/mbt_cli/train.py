@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.output import fail, metrics_table, note, show
+from mbt_cli.output import fail, metrics_table, note, show, table
+
+if TYPE_CHECKING:
+    from mbt_core.pretrained import InitReport
 
 ModalitiesOption = Annotated[
     str | None, typer.Option("--modalities", "-m", help="NAME or NAME=KIND, separated by commas.", show_default=False)
@@ -42,7 +45,7 @@ def train(
     nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
     parallel: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
     precision: Annotated[str | None, typer.Option(help="32 or bf16.", show_default=False)] = None,
-    show_init: Annotated[bool, typer.Option(help="Show where the initial weights come from, and stop.")] = False,
+    show_init: Annotated[bool, typer.Option(help="Show what each part of the model starts from.")] = False,
     tune: Annotated[
         str | None, typer.Option(help="all, fused (from the fusion layer on) or head.", show_default=False)
     ] = None,
@@ -64,20 +67,20 @@ def train(
             raise ConfigError("--resume goes on with a run as it was configured; leave the other settings out")
         experiment = folder.experiment()
     else:
-        flags = [("train.precision", precision and f"'{precision}'"), ("train.tune", tune)]
+        flags = [("train.precision", precision), ("train.tune", tune)]
         experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
         name = f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}"
         folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), name)
         folder.check_unused()
         if not quiet:
             note(f"recipe {chosen.name}: {summary(experiment)}")
+            if experiment.data.path is None and experiment.data.dataset is not None:
+                note(f"data set {experiment.data.dataset}: made on first use, then kept in the cache")
     from mbt_cli.progress import Progress
     from mbt_core.run import Hardware
     from mbt_core.run import train as run_training
     from mbt_core.training.loop import Interrupted
 
-    if show_init:
-        raise NotImplementedError
     progress = [] if quiet else [Progress()]
     hardware = Hardware(device, devices, nodes, parallel)
     try:
@@ -88,6 +91,7 @@ def train(
             hardware=hardware,
             listeners=progress,
             command=command_line(),
+            show_init=_show_init if show_init else None,
         )
     except Interrupted as stop:
         fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
@@ -95,6 +99,14 @@ def train(
         show(metrics_table(f"test split, {run.path}", run.results, list(experiment.modalities)))
     else:
         show(f"no test split; the model is in {run.path}")
+
+
+def _show_init(report: InitReport) -> None:
+    rows = [[s.part, f"{s.parameters:,}", s.source, s.how] for s in report.starts]
+    made = table("initial weights", ["part", "parameters", "from", "how"], rows)
+    made.columns[2].justify = made.columns[3].justify = "left"
+    show(made)
+    note(f"{report.loaded:,} parameters loaded, {report.fresh:,} fresh")
 
 
 def summary(experiment: object) -> str:

@@ -49,8 +49,8 @@ class Batch:
         return replace(self, **{name: _map_tree(getattr(self, name), change) for name in names})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Self:
-        """The batch on a device."""
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+        """The batch on a device; copied in the background only from page-locked memory, which nobody reuses."""
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking and x.is_pinned()))
 
     def pin_memory(self) -> Self:
         """The batch in page-locked memory, from where it is copied to a GPU in the background."""

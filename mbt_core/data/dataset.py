@@ -68,7 +68,7 @@ class ClipDataset(Dataset[list[Example]]):
     by its name: results depend neither on the process that reads, nor on which other modalities there are.
 
     Args:
-        manifest: the rows.
+        manifest: the rows, read for these modalities.
         modalities: name -> instance, in the order of the streams.
         tasks: task -> kind; those of the model's head; empty: no targets.
         config: sync, timeout.
@@ -96,6 +96,7 @@ class ClipDataset(Dataset[list[Example]]):
         cache: Cache | None = None,
     ) -> None:
         assert views == 1 or not training
+        assert manifest.reads.keys() == modalities.keys(), (manifest.reads, list(modalities))
         self.manifest, self.modalities, self.config = manifest, dict(modalities), config
         self.labels = labels_of(manifest, tasks)
         self.seed, self.training, self.views, self.cache = seed % 2**64, training, views, cache

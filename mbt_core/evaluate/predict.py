@@ -129,7 +129,8 @@ def _manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest
     files, starts, ends = zip(*segments, strict=True)
     columns = {
         "id": [str(number) for number in range(len(segments))],
-        "path": [os.path.abspath(file) for file in files],
+        # each modality's own column: `path` alone would not serve one that reads text
+        **{f"{name}.path": [os.path.abspath(file) for file in files] for name in reads},
         "start": pa.array(starts, pa.float64()),
         "end": pa.array(ends, pa.float64()),
     }

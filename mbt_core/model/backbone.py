@@ -48,8 +48,8 @@ def geometry(vit: VisionTransformer, name: str) -> BackboneConfig:
     inner = plain and [type(m) for m in (block.attn.norm, block.mlp.norm)]
     if inner != [nn.Identity, nn.Identity] or not isinstance(block.norm1, nn.LayerNorm):
         raise ConfigError(
-            f"model.backbone: {name!r} has blocks of another form; expected timm's pre-norm Block with layer norms, plain "
-            "attention and a two-layer MLP"
+            f"model.backbone: {name!r} has blocks of another form; expected timm's pre-norm Block with layer norms, "
+            "plain attention and a two-layer MLP"
         )
     return BackboneConfig(
         dim=vit.embed_dim,

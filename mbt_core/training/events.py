@@ -22,6 +22,9 @@ class Listener:
     def message(self, text: str) -> None:
         """Something the user should know."""
 
+    def decoded(self, done: int, total: int) -> None:
+        """While clips are decoded ahead of training, to be kept in memory."""
+
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training is finished; `metrics` of the test split, if there is one."""
 
@@ -47,6 +50,10 @@ class Listeners(Listener):
     def message(self, text: str) -> None:
         for listener in self.listeners:
             listener.message(text)
+
+    def decoded(self, done: int, total: int) -> None:
+        for listener in self.listeners:
+            listener.decoded(done, total)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         for listener in self.listeners:
