@@ -33,6 +33,11 @@ class Provided:
 
     location: str = ""
 
+    @property
+    def install_hint(self) -> str:
+        """The command that installs what it misses, or an empty string."""
+        return install_hint(self.spec, self.location if self.version else OWN)
+
 
 @dataclass
 class Registry:

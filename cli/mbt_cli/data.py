@@ -41,7 +41,6 @@ def check(
 
     experiment, _ = assemble(modalities or default_modalities(), None, data, sets or ())
     from mbt_core.data.check import check as run_check
-
     from mbt_core.run import make_modalities, open_manifest
 
     instances = make_modalities(experiment)

@@ -16,7 +16,7 @@ app = typer.Typer(
 @app.command("list")
 def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
     """List what the installed plugins provide, where it comes from, and what is missing to use it."""
-    from mbt_core.plugins import install_hint, registry
+    from mbt_core.plugins import registry
 
     found = registry()
     groups = {
@@ -34,7 +34,7 @@ def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="One JSON 
             "plugin": p.plugin,
             "version": p.version,
             "from": p.location,
-            "missing": install_hint(p.spec),
+            "missing": p.install_hint,
         }
         for what, provided in groups.items()
         for name, p in sorted(provided.items())

@@ -101,7 +101,8 @@ def evaluate(
         failed |= dict(batch.errors)
         with autocast() if autocast else torch.autocast("cpu", enabled=False):  # type: ignore[attr-defined]
             inputs = preprocess(batch)
-            lower = model.encode_alone(model.embed(inputs))
+            present = None if batch.complete else batch.present
+            lower = model.encode_alone(model.embed(inputs, present=present))
             for subset, collector in collectors.items():
                 streams = {name: lower[name] for name in subset}
                 here = {name: batch.present[name] for name in subset}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multilabel_average_precision
+from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 from torchmetrics.functional.regression import mean_absolute_error, r2_score
 
 from mbt_core.config import TaskKind
@@ -40,13 +40,15 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
 
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
     """Non-interpolated average precision of each class [C]; NaN without positives (left out of the mean)."""
-    # float64 of the raw logits: a sigmoid in float32 would tie large ones
-    order = _ranks(logits_NC)
-    ap = multilabel_average_precision(order, target_NC.long(), target_NC.shape[1], average="none")
-    return torch.where(target_NC.sum(0) > 0, ap, torch.nan)
+    ranks_NC = _ranks(logits_NC)
+    found = [
+        binary_average_precision(ranks, target.long()) if target.any() else torch.tensor(torch.nan)
+        for ranks, target in zip(ranks_NC.unbind(1), target_NC.unbind(1), strict=True)
+    ]
+    return torch.stack(found)
 
 
 def _ranks(logits_NC: Tensor) -> Tensor:
-    """Scores in [0, 1] with the same order and ties, class by class."""
+    """Scores in [0, 1] with the same order and ties, class by class: a sigmoid in float32 would tie large logits."""
     ranks = [torch.unique(column, return_inverse=True)[1] for column in logits_NC.double().unbind(1)]
     return torch.stack(ranks, 1).double() / max(1, len(logits_NC))

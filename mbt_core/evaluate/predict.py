@@ -28,7 +28,6 @@ from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.model.loss import by_task
 
-
 Segment = tuple[str, float | None, float | None]
 """A file, and the start and end of a window of it in seconds."""
 

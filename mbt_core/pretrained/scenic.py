@@ -71,12 +71,12 @@ def convert_scenic(
         ConfigError: for sizes that contradict the arrays, saying which would fit, and for a folder in use.
         DataError: for a file that is no such checkpoint. Nothing is written then.
     """
-    from mbt_core.pretrained.flax import read_params
+    from mbt_core.pretrained.flax import checkpoint_file, read_params
 
-    out = Path(out)
+    path, out = checkpoint_file(Path(path)), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists and is not empty; choose another --out")
-    experiment, model = model_from_arrays(read_params(Path(path)), str(path), sets)
+    experiment, model = model_from_arrays(read_params(path), str(path), sets)
     outputs = experiment.model.head.outputs
     if labels is not None:
         if len(outputs) > 1:
@@ -216,7 +216,10 @@ def _fitting(model: MBT, name: str, count: int, config: Mapping[str, Any]) -> It
             continue
         if math.prod(found) == count:
             changed = {key: value for key, value in wanted.items() if settings[key] != value}
-            yield " ".join(f"--set modalities.{name}.{key}={json.dumps(value)}" for key, value in changed.items())
+            yield " ".join(
+                f"--set modalities.{name}.{key}={json.dumps(value, separators=(',', ':'))}"
+                for key, value in changed.items()
+            )
 
 
 def _distance(fit: Sequence[int], grid: Sequence[int]) -> float:

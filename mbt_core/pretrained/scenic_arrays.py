@@ -174,7 +174,8 @@ def guess_config(flat: Flat) -> dict[str, Any]:
     suffixes = {name: _suffix(modality) for name, modality in modalities.items()}
     fused = [n for n, s in suffixes.items() if f"embedding{s}/kernel" in flat]
     if not fused:
-        raise DataError(f"no MBT: there is none of {', '.join(f'embedding{s}/kernel' for s in suffixes.values())}")
+        wanted = ", ".join(f"embedding{s}/kernel" for s in suffixes.values())
+        raise DataError(f"no MBT: there is none of {wanted}; found {', '.join(sorted(flat)[:20])}")
     layers = {(int(match[1]), match[2]) for path in flat if (match := _BLOCK.match(path))}
     own = {suffix for _, suffix in layers}
     shared = any(suffixes[name] and suffixes[name] not in own for name in fused)

@@ -50,7 +50,7 @@ class RunFolder:
         """Creates the folder and writes ``config.yaml``. Raises `ConfigError` if the folder holds anything."""
         self.check_unused()
         header = "".join(f"# {line}\n" for line in _provenance(command))
-        write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment)))
+        write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment), encoding="utf-8"))
 
     def experiment(self) -> Experiment:
         """The resolved experiment of the run. Raises `DataError` if this is no run folder."""
@@ -66,7 +66,7 @@ class RunFolder:
             return
 
         def write(path: Path) -> None:
-            with path.open("w", newline="") as file:
+            with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file)
                 writer.writerow(["id", "error"])
                 writer.writerows(sorted(failed.items()))

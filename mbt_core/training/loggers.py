@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,8 @@ class JsonLines(Listener):
         self._write("end", step, metrics)
 
     def _write(self, event: str, step: int, metrics: Mapping[str, float]) -> None:
-        line = {"event": event, "step": step, "time": round(time.time(), 3), **metrics}
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

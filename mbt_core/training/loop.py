@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch
 from mbt_core.data.missing import Losses
-from mbt_core.errors import MBTError
+from mbt_core.errors import ConfigError, MBTError, unknown
 from mbt_core.files import read_safetensors
 from mbt_core.model import MBT
 from mbt_core.model.loss import dense_targets, example_losses
@@ -128,6 +128,7 @@ class Trainer:
         weights, optimizer, self.progress = load_state(self.folder.state)
         self.model.load_weights(weights, str(self.folder.state))
         load_optimizer(self.model, self.optimizer, optimizer)
+        self._loss.fill_(self.progress.loss)
 
     def fit(self, loader: DataLoader[Batch]) -> Progress:
         """Trains from `progress.step` to the plan's end.
@@ -203,8 +204,7 @@ class Trainer:
         step = self.progress.step
         if step % self.config.log_every and step != self.plan.steps:
             return
-        steps = (step - 1) % self.config.log_every + 1
-        loss = float(self._loss) / steps
+        loss = float(self._loss) / ((step - 1) % self.config.log_every + 1)
         self._loss.zero_()
         if not math.isfinite(loss):
             raise MBTError(
@@ -226,7 +226,10 @@ class Trainer:
             self.wrapped.eval()
             metrics = self.validate(self._check_interrupted)
             self.listener.epoch(step, metrics)
+            if self.plan.monitor not in metrics:
+                raise ConfigError(f"train.monitor: {unknown('metric', self.plan.monitor, metrics)}")
             value = metrics[self.plan.monitor]
+            value = -math.inf if math.isnan(value) else value  # nothing to judge by (no positives in val)
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, step, 0
                 self._save_model()
@@ -249,6 +252,7 @@ class Trainer:
 
     def save(self) -> None:
         """Saves the state; the first process writes."""
+        self.progress.loss = float(self._loss)
         if self.fabric.is_global_zero:
             optimizer = optimizer_tensors(self.model, self.optimizer)
             save_state(self.folder.state, self.model.state_dict(), optimizer, self.progress)

@@ -33,6 +33,7 @@ class Progress:
         best: value of the monitored metric of the best weights; None: none yet.
         best_step: when it was reached.
         stale: evaluations since then.
+        loss: sum of the losses since the last logged step.
         failed: clips of the training split that could not be read: row -> message.
         finished: training is over, and so is the final evaluation.
         results: metrics of the end.
@@ -43,6 +44,7 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     stale: int = 0
+    loss: float = 0.0
     failed: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     results: dict[str, float] = field(default_factory=dict)

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 from media_files import write_image, write_media
+
 from modality_contract import check_adapt, check_card, check_samples, check_tokens, inputs, model_of, small_vit
 
 cv2 = pytest.importorskip("cv2")
-
-from mbt_flow.config import FlowConfig  # noqa: E402
-from mbt_flow.fields import dense_flow, flow_colours, scaled  # noqa: E402
-from mbt_flow.modality import Flow  # noqa: E402
 
 from mbt_core import Clip, ConfigError, DataError, Window, registry  # noqa: E402
 from mbt_core.config import DataConfig, parse_modalities  # noqa: E402
 from mbt_core.data.dataset import ClipDataset, Draw  # noqa: E402
 from mbt_core.data.manifest import Manifest  # noqa: E402
 from mbt_core.media import MediaError, decode_all  # noqa: E402
+from mbt_flow.config import FlowConfig  # noqa: E402
+from mbt_flow.fields import dense_flow, flow_colours, scaled  # noqa: E402
+from mbt_flow.modality import Flow  # noqa: E402
 
 SMALL = {"frames": 4, "seconds": 1.0, "size": 32, "patch": 16, "short_side": 40, "std": 2.0}
 STORED = SMALL | {"source": "npy", "rate": 10.0}

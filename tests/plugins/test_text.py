@@ -6,10 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mbt_text.config import TextConfig
-from mbt_text.modality import END, FIRST, PADDING, Text, TextTokenizer
-from mbt_text.vocabulary import Bytes, vocabulary
-from modality_contract import check_adapt, check_card, check_samples, check_tokens, inputs, model_of
 
 from mbt_core import Clip, ConfigError, DataError, Window, registry
 from mbt_core.config import DataConfig, parse_modalities
@@ -17,6 +13,10 @@ from mbt_core.data.collate import Collate
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.manifest import Manifest
 from mbt_core.media import decode_all
+from mbt_text.config import TextConfig
+from mbt_text.modality import END, FIRST, PADDING, Text, TextTokenizer
+from mbt_text.vocabulary import Bytes, vocabulary
+from modality_contract import check_adapt, check_card, check_samples, check_tokens, inputs, model_of
 
 ALL = Window(0, 0)
 SUBTITLES = "1\n00:00:01,000 --> 00:00:02,500\nfirst\n\n2\n00:00:03,000 --> 00:00:05,000\nsecond\n"
@@ -133,7 +133,7 @@ def test_tokenizer_is_a_table():
     assert torch.equal(tokens.x[0], tokenizer.weight[[3, 1, 0]])
     assert tokens.mask.tolist() == [[True, True, False]]
     assert tokenizer.grid == (5,)
-    assert TextTokenizer(1000, 5, 64).weight.std() == pytest.approx(0.02, rel=0.02)
+    assert TextTokenizer(1000, 5, 64).weight.std().item() == pytest.approx(0.02, rel=0.02)
 
 
 # Token dropout

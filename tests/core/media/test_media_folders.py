@@ -1,0 +1,98 @@
+"""Folders of pictures and .wav files as arrays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from media_files import sine, write_image, write_media
+
+from mbt_core.media import Clip, MediaError, decode_all
+
+
+def write_folder(folder: Path, levels: dict[str, np.ndarray], suffix: str = ".png") -> Path:
+    """Grey pictures [N, H, W] per sub-folder, numbered from 1 without leading zeros."""
+    for name, pictures in levels.items():
+        (folder / name).mkdir(parents=True)
+        for i, picture in enumerate(pictures, start=1):
+            rgb = np.repeat(picture[..., None], 3, 2)
+            write_image(folder / name / f"img_{i}{suffix}", rgb, "rgb24" if suffix == ".png" else "yuvj420p")
+    return folder
+
+
+@pytest.fixture
+def levels() -> dict[str, np.ndarray]:
+    ramp = np.arange(12, dtype=np.uint8)[:, None, None]
+    return {"a": np.broadcast_to(10 * ramp, (12, 16, 24)), "b": np.broadcast_to(255 - ramp, (12, 16, 24))}
+
+
+def test_a_folder_is_an_array(tmp_path, levels):
+    clip = Clip(write_folder(tmp_path / "clip.01", levels))
+    (tmp_path / "clip.01" / "a" / "notes.txt").write_text("no picture")
+    (tmp_path / "clip.01" / ".hidden").mkdir()
+    assert [reads for reads in ("frames", "waveform", "array", "text") if clip.has(reads)] == ["array"]
+    assert clip.shape == (2, 12, 16, 24)
+    assert clip.duration is None
+    array = clip.array()
+    assert array.dtype == np.float32
+    np.testing.assert_allclose(array, np.stack(list(levels.values())), atol=1)
+    np.testing.assert_array_equal(clip.array([11, 0, 11]), array[:, [11, 0, 11]])
+    held = decode_all(clip, {"array"}, 0, 1, None, 0)
+    assert held.shape == clip.shape
+    np.testing.assert_array_equal(held.array([3]), array[:, [3]])
+
+
+def test_jpeg_levels(tmp_path):
+    rows, columns = np.mgrid[:32, :48]
+    smooth = (3 * rows + 2 * columns).astype(np.uint8)[None]
+    array = Clip(write_folder(tmp_path / "a", {"u": smooth, "v": 255 - smooth}, ".jpg")).array()
+    np.testing.assert_allclose(array[:, 0], np.concatenate([smooth, 255 - smooth]), atol=8)
+
+
+def test_only_what_is_asked_for_is_decoded(tmp_path, levels):
+    folder = write_folder(tmp_path / "a", levels)
+    (folder / "a" / "img_5.png").write_bytes(b"broken")
+    clip = Clip(folder)
+    assert clip.array([0, 5]).shape == (2, 2, 16, 24)
+    with pytest.raises(MediaError, match=r"img_5\.png: cannot decode the picture"):
+        clip.array([4])
+
+
+def test_folders_that_are_refused(tmp_path, levels):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MediaError, match="empty: not a file, and no folder with sub-folders of pictures"):
+        Clip(tmp_path / "empty").has("array")
+    with pytest.raises(MediaError, match="differ in how many pictures they hold: 12 in a, 5 in b"):
+        Clip(write_folder(tmp_path / "uneven", levels | {"b": levels["b"][:5]})).has("array")
+    folder = write_folder(tmp_path / "sizes", levels | {"b": np.zeros((12, 8, 24), np.uint8)})
+    with pytest.raises(MediaError, match=r"img_1\.png: a picture of \[8, 24\] among some of \[16, 24\]"):
+        Clip(folder).array([0])
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_u8"])
+def test_a_wav_is_an_array_of_its_channels(tmp_path, codec):
+    data = np.concatenate([sine(1, 1000, 5), 0.5 * sine(1, 1000, 9)])
+    clip = Clip(write_media(tmp_path / "a.wav", None, data, audio_codec=codec, rate=1000))
+    assert clip.has("array")
+    assert clip.shape == (2, 1000)
+    assert clip.duration_of("array") == 1.0
+    np.testing.assert_allclose(clip.array(), data, atol=1e-2 if codec == "pcm_u8" else 1e-4)
+    np.testing.assert_allclose(clip.waveform(0, 1, 1000), data.mean(0), atol=1e-2 if codec == "pcm_u8" else 1e-3)
+    held = decode_all(clip, {"array"}, 0, 1, None, 0)
+    assert held.duration_of("array") == 1.0
+    np.testing.assert_array_equal(held.array(), clip.array())
+
+
+def test_index_of_a_stored_array(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(24).reshape(2, 3, 4))
+    clip = Clip(tmp_path / "a.npy")
+    assert clip.shape == (2, 3, 4)
+    assert clip.array([2, 0])[:, :, 0].tolist() == [[8, 0], [20, 12]]
+
+
+def test_no_array_in_other_files(tmp_path):
+    path = write_media(tmp_path / "a.flac", None, sine(1, 16000), audio_codec="flac")
+    assert not Clip(path).has("array")
+    with pytest.raises(MediaError, match=r"a\.flac: no array; expected a file ending in \.npy, .*\.wav, or a folder"):
+        Clip(path).array()
