@@ -1,7 +1,7 @@
 """The contract a modality plugin implements.
 
-Way of the data: manifest row -> `Clip` -> `Modality.read` (worker process; compact uint8 / int16 / float16) -> `collate`
--> device -> `preprocessor` (batched) -> `tokenizer` -> `Tokens`.
+Way of the data: manifest row -> `Clip` -> `Modality.read` (worker process; compact uint8 / int16 / float16) ->
+`collate` -> device -> `preprocessor` (batched) -> `tokenizer` -> `Tokens`.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ class Modality(ABC):
                 None: evaluation, deterministic, with the same keys and the identity as augmentation.
 
         Returns:
-            A tensor or a dictionary of tensors, of a shape that depends on the configuration only, unless `collate` pads.
+            A tensor or a dictionary of tensors; their shapes depend on the configuration only, unless `collate` pads.
         """
 
     @abstractmethod

@@ -56,7 +56,8 @@ def show(*renderables: Any) -> None:
     """Prints to stdout with rich."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    # a file or a pipe has no width of its own: leave room, so that nothing is folded
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
     for renderable in renderables:
         console.print(renderable)
 

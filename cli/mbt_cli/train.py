@@ -120,6 +120,6 @@ def summary(experiment: object) -> str:
     start = model.pretrained or "from scratch"
     length = f"{config.epochs:g} epochs" if config.epochs else f"steps {config.steps}"
     return (
-        f"{' + '.join(experiment.modalities)}, {size}, {start}, {model.fusion.strategy} from layer {model.fusion.layer}, "
-        f"{config.optimizer} {config.lr:g}, batch {config.batch_size}, {length}"
+        f"{' + '.join(experiment.modalities)}, {size}, {start}, {model.fusion.strategy} from layer "
+        f"{model.fusion.layer}, {config.optimizer} {config.lr:g}, batch {config.batch_size}, {length}"
     )

@@ -215,11 +215,8 @@ def _fitting(model: MBT, name: str, count: int, config: Mapping[str, Any]) -> It
         except ValueError:  # no valid settings
             continue
         if math.prod(found) == count:
-            changed = {key: value for key, value in wanted.items() if settings[key] != value}
-            yield " ".join(
-                f"--set modalities.{name}.{key}={json.dumps(value, separators=(',', ':'))}"
-                for key, value in changed.items()
-            )
+            changed = {key: json.dumps(v, separators=(",", ":")) for key, v in wanted.items() if settings[key] != v}
+            yield " ".join(f"--set modalities.{name}.{key}={value}" for key, value in changed.items())
 
 
 def _distance(fit: Sequence[int], grid: Sequence[int]) -> float:

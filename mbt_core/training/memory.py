@@ -58,6 +58,6 @@ def explain_memory(config: TrainConfig) -> Iterator[None]:
         if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
             raise
         raise MBTError(
-            f"out of memory with train.batch_size={config.batch_size}, train.accumulate={config.accumulate}: compute the "
-            "batch in more parts (--set train.accumulate=4), lower train.batch_size, or set model.checkpointing=true"
+            f"out of memory with train.batch_size={config.batch_size}, train.accumulate={config.accumulate}: compute "
+            "the batch in more parts (train.accumulate=4), lower train.batch_size, or set model.checkpointing=true"
         ) from error
