@@ -68,7 +68,7 @@ def _show(report: dict[str, Any]) -> None:
         for number, (name, m) in enumerate(found["modalities"].items()):
             head = [split, str(found["rows"])] if number == 0 else ["", ""]
             rows.append([*head, name, *(str(m[key]) for key in ("present", "missing", "unreadable")), *_media(m)])
-    show(table("", columns, rows))
+    show(table(columns, rows))
     for task, count in report["classes"].items():
         note(f"{task}: {count} classes")
 

@@ -37,18 +37,15 @@ def evaluate(
         document = {"split": chosen, "examples": len(whole.index), "failed": len(whole.failed), "metrics": metrics}
         print_json({**document, "subsets": by_subset, "confusion": confusion(found)} if subsets else document)
         return
-    show(
-        metrics_table(
-            f"{chosen} split of {run}: {len(whole.index)} examples, {len(whole.failed)} failed", metrics, names
-        )
-    )
+    show(f"{chosen} split of {run}: {len(whole.index)} examples, {len(whole.failed)} failed")
+    show(metrics_table(metrics, names))
     if subsets:
         keys = [key for key in metrics if "[" not in key]
         rows = [[subset, *(f"{m[key]:.4f}" if key in m else "" for key in keys)] for subset, m in by_subset.items()]
-        show(table("subsets of the modalities", ["modalities", *keys], rows))
+        show("subsets of the modalities", table(["modalities", *keys], rows))
         changes = [
             [c["from"], c["adding"], c["task"], f"{c['lost']:.2%}", f"{c['gained']:.2%}"] for c in confusion(found)
         ]
         if changes:
             columns = ["from", "adding", "task", "right to wrong", "wrong to right"]
-            show(table("modality confusion", columns, changes))
+            show("modality confusion", table(columns, changes))

@@ -13,6 +13,9 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDE = 200
+"""Columns of a table that is not shown on a terminal."""
+
 
 def fail(message: str, code: int) -> NoReturn:
     """Prints ``Error: message`` on stderr and exits with `code`."""
@@ -71,4 +74,4 @@ def metrics_table(title: str, metrics: Mapping[str, float], modalities: Sequence
         return f"{metrics[key]:.4f}" if key in metrics else ""
 
     rows = [[name, cell(name), *(cell(f"{name}[{m}]") for m in sources)] for name in names]
-    return table(title, ["metric", "fused" if len(modalities) > 1 else modalities[0], *sources], rows)
+    return table(["metric", "fused" if several else modalities[0], *sources], rows)

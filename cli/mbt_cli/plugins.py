@@ -42,7 +42,7 @@ def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="One JSON 
     if as_json:
         print_json(rows)
         return
-    made = table("", ["what", "kind", "plugin", "version", "from", "missing"], [list(row.values()) for row in rows])
+    made = table(["what", "kind", "plugin", "version", "from", "missing"], [list(row.values()) for row in rows])
     for column in made.columns:
         column.justify = "left"
     show(made)

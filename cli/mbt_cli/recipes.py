@@ -21,7 +21,7 @@ def list_recipes() -> None:
     for name, provided in sorted(registry().recipes.items()):
         first = read_recipe(name).header.splitlines()
         rows.append([name, first[0] if first else "", provided.plugin])
-    made = table("", ["recipe", "what", "from"], rows)
+    made = table(["recipe", "what", "from"], rows)
     made.columns[1].justify = made.columns[2].justify = "left"
     show(made)
 

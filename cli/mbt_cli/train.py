@@ -96,7 +96,7 @@ def train(
     except Interrupted as stop:
         fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
     if run.results:
-        show(metrics_table(f"test split, {run.path}", run.results, list(experiment.modalities)))
+        show(f"test split, {run.path}", metrics_table(run.results, list(experiment.modalities)))
     else:
         show(f"no test split; the model is in {run.path}")
 
