@@ -42,12 +42,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A rich table; the first column to the left, the others to the right."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    made = Table(title=title or None, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    made = Table(box=SIMPLE_HEAD)
     for number, column in enumerate(columns):
         made.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
@@ -56,19 +56,19 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
 
 def show(*renderables: Any) -> None:
-    """Prints to stdout with rich."""
+    """Prints to stdout with rich. Lines of text are never broken; nor are tables where there is no terminal."""
     from rich.console import Console
 
-    # a file or a pipe has no width of its own: leave room, so that nothing is folded
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
     for renderable in renderables:
-        console.print(renderable)
+        console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
-def metrics_table(title: str, metrics: Mapping[str, float], modalities: Sequence[str]) -> Table:
-    """One row a metric, one column for the fused result and each modality."""
+def metrics_table(metrics: Mapping[str, float], modalities: Sequence[str]) -> Table:
+    """One row a metric, one column for the fused result and each of several modalities."""
     names = list(dict.fromkeys(name.partition("[")[0] for name in metrics))
-    sources = [m for m in modalities if any(f"{name}[{m}]" in metrics for name in names)]
+    several = modalities if len(modalities) > 1 else ()
+    sources = [m for m in several if any(f"{name}[{m}]" in metrics for name in names)]
 
     def cell(key: str) -> str:
         return f"{metrics[key]:.4f}" if key in metrics else ""

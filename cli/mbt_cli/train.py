@@ -103,9 +103,9 @@ def train(
 
 def _show_init(report: InitReport) -> None:
     rows = [[s.part, f"{s.parameters:,}", s.source, s.how] for s in report.starts]
-    made = table("initial weights", ["part", "parameters", "from", "how"], rows)
+    made = table(["part", "parameters", "from", "how"], rows)
     made.columns[2].justify = made.columns[3].justify = "left"
-    show(made)
+    show("initial weights", made)
     note(f"{report.loaded:,} parameters loaded, {report.fresh:,} fresh")
 
 

@@ -20,12 +20,12 @@ from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.folders import PictureFolder
 from mbt_core.media.pictures import frames_at, frames_between
+from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import all_channels, waveform_in
 
 TEXTS = (".txt", *subtitles.SUFFIXES)
 RECORDINGS = (".wav",)
-READS = ("frames", "waveform", "array", "text")
-LACKS = {"frames": "it has no video stream", "waveform": "it has no audio stream"}
+LACKS = {Reads.FRAMES: "it has no video stream", Reads.WAVEFORM: "it has no audio stream"}
 # What PyAV raises on damaged files.
 FAILURES = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, EOFError)
 
@@ -88,24 +88,24 @@ class Clip:
 
     def has(self, reads: str) -> bool:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
-        if reads not in READS:
-            raise ValueError(f"expected one of {READS}, got {reads!r}")
+        if reads not in tuple(Reads):
+            raise ValueError(f"expected one of {[str(r) for r in Reads]}, got {reads!r}")
         if self._in_folder() is not None:
-            return reads == "array"
+            return reads == Reads.ARRAY
         if self._suffix in TEXTS:
             self.text()  # an error if it cannot be read
-            return reads == "text"
+            return reads == Reads.TEXT
         if self._suffix in LOADERS:
             self.array()
-            return reads == "array"
+            return reads == Reads.ARRAY
         with self._reading("open it"):
-            recorded = reads == "array" and self._suffix in RECORDINGS
-            return self._stream_for("waveform" if recorded else reads) is not None
+            recorded = reads == Reads.ARRAY and self._suffix in RECORDINGS
+            return self._stream_for(Reads.WAVEFORM if recorded else reads) is not None
 
     @property
     def duration(self) -> float | None:
         """Seconds until the last of video, sound and subtitles ends; None for stills, other text and arrays."""
-        ends = [self.duration_of(reads) for reads in ("frames", "waveform", "text")]
+        ends = [self.duration_of(reads) for reads in (Reads.FRAMES, Reads.WAVEFORM, Reads.TEXT)]
         return max((end for end in ends if end is not None), default=None)
 
     def duration_of(self, reads: str) -> float | None:
@@ -114,9 +114,9 @@ class Clip:
         Of arrays only a .wav says how long it is.
         """
         with self._reading("find its length"):
-            if reads == "text" and self._suffix in subtitles.SUFFIXES:
+            if reads == Reads.TEXT and self._suffix in subtitles.SUFFIXES:
                 return subtitles.end_of(self.source_text())
-            if reads == "array" and self._suffix in RECORDINGS and self.sample_rate:
+            if reads == Reads.ARRAY and self._suffix in RECORDINGS and self.sample_rate:
                 return self.array().shape[1] / self.sample_rate
             if not self._is_timed(reads):
                 return None
@@ -127,19 +127,19 @@ class Clip:
     def frame_rate(self) -> float | None:
         """Mean frames a second; None without video and for stills."""
         with self._reading("find its frame rate"):
-            rate = self._media().video.average_rate if self._is_timed("frames") else None
+            rate = self._media().video.average_rate if self._is_timed(Reads.FRAMES) else None
             return float(rate) if rate else None
 
     @property
     def sample_rate(self) -> int | None:
         """Samples a second as stored; None without sound."""
         with self._reading("find its sample rate"):
-            return self._media().audio.sample_rate if self._is_timed("waveform") else None
+            return self._media().audio.sample_rate if self._is_timed(Reads.WAVEFORM) else None
 
     @property
     def size(self) -> tuple[int, int] | None:
         """(height, width) of the first picture as displayed: rotation applied, pixels square. None without one."""
-        if not self.has("frames"):
+        if not self.has(Reads.FRAMES):
             return None
         height, width = self.frames([0.0]).shape[1:3]
         return height, width
@@ -166,7 +166,7 @@ class Clip:
         if (short_side and size) or min(sides, default=1) < 1:
             raise ValueError(f"expected a short_side or a size above 0, got {short_side} and {size}")
         with self._reading("decode its frames"):
-            return frames_at(self._media_with("frames"), [float(t) for t in times], short_side, size)
+            return frames_at(self._media_with(Reads.FRAMES), [float(t) for t in times], short_side, size)
 
     def frames_between(self, start: float, stop: float, short_side: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """All frames that `frames` gives for times from `start` to `stop` seconds.
@@ -176,7 +176,7 @@ class Clip:
             [N, H, W, 3] uint8 RGB.
         """
         with self._reading("decode its frames"):
-            return frames_between(self._media_with("frames"), start, stop, short_side)
+            return frames_between(self._media_with(Reads.FRAMES), start, stop, short_side)
 
     def waveform(self, start: float, stop: float, rate: int) -> np.ndarray:
         """The sound from `start` to `stop` seconds: the mean of all channels, resampled, zero where there is none.
@@ -190,7 +190,7 @@ class Clip:
         if not (np.isfinite([start, stop]).all() and stop >= start and rate > 0):
             raise ValueError(f"expected start <= stop and a rate above 0, got {start}, {stop} and {rate}")
         with self._reading("decode its sound"):
-            return waveform_in(self._media_with("waveform"), start, stop, rate)
+            return waveform_in(self._media_with(Reads.WAVEFORM), start, stop, rate)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -222,7 +222,9 @@ class Clip:
             with self._reading("read its array"):
                 recorded = self._suffix in RECORDINGS
                 self._array = (
-                    all_channels(self._media_with("waveform")) if recorded else load_array(self._opened(), self._suffix)
+                    all_channels(self._media_with(Reads.WAVEFORM))
+                    if recorded
+                    else load_array(self._opened(), self._suffix)
                 )
         return self._array if index is None else self._array[:, index]
 
@@ -272,12 +274,12 @@ class Clip:
 
     def _is_timed(self, reads: str) -> bool:
         """Whether the file offers what `reads` names as a stream in time."""
-        return reads in ("frames", "waveform") and self.has(reads) and not self._media().is_still
+        return reads in (Reads.FRAMES, Reads.WAVEFORM) and self.has(reads) and not self._media().is_still
 
     def _stream_for(self, reads: str) -> Any:
         """The PyAV stream of what `reads` names, or None."""
         media = self._media()
-        stream = {"frames": media.video, "waveform": media.audio}.get(reads)
+        stream = {Reads.FRAMES: media.video, Reads.WAVEFORM: media.audio}.get(reads)
         if stream is not None and stream.codec_context is None:
             raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
         return stream
@@ -285,7 +287,7 @@ class Clip:
     def _media_with(self, reads: str) -> Container:
         """The opened container, if it offers what `reads` names."""
         if not self.has(reads):
-            raise MediaError(f"{self.name}: {LACKS[reads]}")
+            raise MediaError(f"{self.name}: {LACKS[Reads(reads)]}")
         return self._media()
 
     @contextmanager

@@ -18,6 +18,7 @@ import numpy as np
 from mbt_core.media import subtitles
 from mbt_core.media.clip import Clip
 from mbt_core.media.errors import MediaError, reason
+from mbt_core.media.reads import Reads
 
 TINY = 1e-6  # seconds; less is rounding
 EDGE = 1024  # samples of sound held on both sides, for what resampling smears and rounding adds
@@ -80,20 +81,20 @@ class MemoryClip:
         self, times: Sequence[float], short_side: int | None = None, size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """[T, H, W, 3] uint8: see `Clip.frames`."""
-        frames_NHWC = self._part("frames")
+        frames_NHWC = self._part(Reads.FRAMES)
         if size != frames_NHWC.shape[1:3] and (size is not None or short_side != self.short_side):
             held = f"frames of {frames_NHWC.shape[1:3]} (short side {self.short_side})"
             raise MediaError(f"{self.name}: {held} are held, asked for short side {short_side}, size {size}")
-        self._check_span("frames", min(times), max(times))
+        self._check_span(Reads.FRAMES, min(times), max(times))
         index_T = np.searchsorted(self._part("since"), times, side="right") - 1
         return frames_NHWC[np.maximum(index_T, 0)]
 
     def waveform(self, start: float, stop: float, rate: int) -> np.ndarray:
         """[round((stop - start) rate)] float32: see `Clip.waveform`."""
-        held_S = self._part("waveform")
+        held_S = self._part(Reads.WAVEFORM)
         if rate != self.rate:
             raise MediaError(f"{self.name}: the waveform is held at {self.rate} Hz, asked for {rate} Hz")
-        self._check_span("waveform", start, stop)
+        self._check_span(Reads.WAVEFORM, start, stop)
         first = round(start * rate) - round(self.start * rate) + EDGE
         window = np.zeros(round((stop - start) * rate), np.float32)
         low, high = max(first, 0), min(first + len(window), len(held_S))
@@ -104,17 +105,17 @@ class MemoryClip:
     @property
     def shape(self) -> tuple[int, ...]:
         """See `Clip.shape`."""
-        return self._part("array").shape
+        return self._part(Reads.ARRAY).shape
 
     def array(self, index: Sequence[int] | None = None) -> np.ndarray:
         """See `Clip.array`."""
-        array = self._part("array")
+        array = self._part(Reads.ARRAY)
         return array if index is None else array[:, index]
 
     def text(self, start: float | None = None, stop: float | None = None) -> str:
         """See `Clip.text`."""
-        content = self._part("text").tobytes().decode()
-        return content if self.ends["text"] is None else subtitles.shown(content, start, stop)
+        content = self._part(Reads.TEXT).tobytes().decode()
+        return content if self.ends[Reads.TEXT] is None else subtitles.shown(content, start, stop)
 
     def save(self, path: Path) -> None:
         """Write everything to an uncompressed .npz; a reader sees all of it or nothing."""
@@ -163,14 +164,14 @@ def decode_all(
     """Decode what `clip` offers of `reads`, between `start` and `stop` seconds, once and for all."""
     held = MemoryClip(clip.name, start, stop, short_side, rate, clip.duration, clip.frame_rate, clip.sample_rate)
     held.ends = {name: clip.duration_of(name) for name in sorted(reads) if clip.has(name)}
-    if "frames" in held.ends:
-        held.parts["since"], held.parts["frames"] = clip.frames_between(start, stop, short_side)
-    if "waveform" in held.ends:
+    if Reads.FRAMES in held.ends:
+        held.parts["since"], held.parts[Reads.FRAMES] = clip.frames_between(start, stop, short_side)
+    if Reads.WAVEFORM in held.ends:
         begin = round(start * rate) - EDGE
         waveform_S = clip.waveform(begin / rate, stop + EDGE / rate, rate)
-        held.parts["waveform"] = np.trim_zeros(waveform_S, "b").copy()
-    if "array" in held.ends:
-        held.parts["array"] = clip.array()
-    if "text" in held.ends:
-        held.parts["text"] = np.frombuffer(clip.source_text().encode(), np.uint8)
+        held.parts[Reads.WAVEFORM] = np.trim_zeros(waveform_S, "b").copy()
+    if Reads.ARRAY in held.ends:
+        held.parts[Reads.ARRAY] = clip.array()
+    if Reads.TEXT in held.ends:
+        held.parts[Reads.TEXT] = np.frombuffer(clip.source_text().encode(), np.uint8)
     return held
