@@ -8,8 +8,9 @@ A plugin is any object with functions marked `hookimpl`, registered under the en
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
@@ -53,7 +54,8 @@ class DatasetSpec:
     Args:
         name: what users write in ``mbt data build NAME`` and ``data.dataset``.
         help: a line.
-        build: import path of a function from official annotation files and a folder of media to a manifest.
+        build: import path of ``build(annotations: Path, media: Path, subset: str | None, seed: int) -> BuiltData``,
+            from the folder of the official annotation files and the folder of media files.
         make: import path of ``make() -> Path`` of a manifest, for a data set that makes itself on first use.
     """
 
@@ -61,6 +63,26 @@ class DatasetSpec:
     help: str = ""
     build: str | None = None
     make: str | None = None
+
+
+@dataclass
+class BuiltData:
+    """What the `build` of a `DatasetSpec` returns: the rows of a manifest, which are all those of the annotation files.
+
+    Args:
+        columns: of the manifest, all of one length: ``id``, ``split``, ``label`` or ``label.TASK``, optional ``start``,
+            ``end`` and ``fps`` (numbers or None), columns of files, and any others.
+        files: which columns name files, relative to the media folder; ``""`` for what is not there.
+        expected: by row, a name under which its file would have been found.
+        classes: task -> names in the official order.
+        notes: what the user should know of how the files were read.
+    """
+
+    columns: dict[str, list[Any]]
+    files: tuple[str, ...]
+    expected: list[str]
+    classes: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

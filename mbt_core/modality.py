@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -95,6 +96,20 @@ class Modality(ABC):
             clips: opened clips that offer what the kind reads, each with its row's start and end if it has any.
         """
         return config
+
+    @classmethod
+    def example(cls, config: Any, path: Path, rng: np.random.Generator) -> Path | None:
+        """Writes a small real file of what this kind reads, for the conformance suite (`mbt_core.conformance`).
+
+        Args:
+            config: the configuration as given, possibly with ``"auto"``.
+            path: where to write it, without a suffix.
+            rng: draws its content; no two examples may be alike.
+
+        Returns:
+            The path with its suffix; None: the suite writes a usual file of what `reads` says.
+        """
+        return None
 
     @classmethod
     def from_scenic(cls, config: Mapping[str, Any], input_shape: Sequence[int] | None) -> dict[str, Any] | None:

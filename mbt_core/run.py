@@ -152,6 +152,7 @@ def train(
     listeners: Sequence[Listener] = (),
     command: str = "mbt_core.train",
     show_init: Callable[[InitReport], None] | None = None,
+    choose_cache: Callable[..., Cache | None] = Cache.choose,
 ) -> Run:
     """Trains, keeps the best weights, evaluates them on the test split.
 
@@ -163,6 +164,7 @@ def train(
         listeners: to the run's events, besides the configured loggers.
         command: noted in the run folder.
         show_init: called with what each part of the model starts from.
+        choose_cache: in place of `Cache.choose`, for several runs that share their decoded clips.
 
     Raises:
         ConfigError: before any work, for a wrong configuration or a folder in use.
@@ -183,7 +185,7 @@ def train(
     loggers = [registry().loggers[name].spec for name in experiment.train.loggers]
     with explain_memory(experiment.train):
         every = [*listeners, *make_loggers(loggers)]
-        return _train(experiment, manifest, losses["train"], folder, hardware, every, show_init)
+        return _train(experiment, manifest, losses["train"], folder, hardware, every, show_init, choose_cache)
 
 
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
@@ -196,40 +198,6 @@ def make_loggers(specs: Sequence[Any]) -> list[Listener]:
     for spec in specs:
         require(spec, f"logger {spec.name!r}")
     return [load_object(spec.listener)() for spec in specs]
-
-
-def open_manifest(
-    config: DataConfig,
-    modalities: Mapping[str, Modality],
-    head: HeadConfig,
-    classes: Mapping[str, list[str]] | None = None,
-) -> Manifest:
-    """The manifest that a configuration names, made first if it makes itself. Raises `ConfigError` if it names none."""
-    if config.dataset is not None and (config.path is None or not Path(config.path).exists()):
-        config = config.model_copy(update={"path": str(make_dataset(config.dataset))})
-    if config.path is None:
-        raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
-    kinds = head.task if "task" in head.model_fields_set or head.outputs else None
-    return Manifest.read(config.path, {name: m.reads for name, m in modalities.items()}, config, classes, kinds)
-
-
-def make_dataset(name: str) -> Path:
-    """The manifest of a data set that makes itself. Raises `ConfigError` for one that does not."""
-    known = {n: p.spec for n, p in registry().datasets.items() if p.spec.make}
-    if name not in known:
-        raise ConfigError(f"data.dataset: {unknown('data set that makes itself', name, known)}")
-    path: Path = load_object(known[name].make)()
-    return path
-
-
-def choose_split(manifest: Manifest, split: str | None) -> str:
-    """`split`, or test, or val. Raises `ConfigError` listing the splits."""
-    known = [name for name, rows in manifest.splits.items() if len(rows)]
-    for name in [split] if split else ["test", "val"]:
-        if name in known:
-            return name
-    wanted = f"no split {split!r}" if split else "neither a test nor a val split"
-    raise ConfigError(f"{manifest.path} has {wanted}; it has: {', '.join(known)}. Give --split")
 
 
 def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
@@ -277,6 +245,7 @@ def _train(
     hardware: Hardware,
     listeners: list[Listener],
     show_init: Callable[[InitReport], None] | None,
+    choose_cache: Callable[..., Cache | None],
 ) -> Run:
     config = experiment.train
     fabric = hardware.fabric(config.precision)
@@ -293,7 +262,7 @@ def _train(
     monitor = monitored(experiment) if len(manifest.splits.get("val", ())) else None
     assert isinstance(config.batch_size, int)
     plan = make_plan(config, len(rows), config.batch_size, monitor)
-    cache = Cache.choose(
+    cache = choose_cache(
         experiment.data, manifest, model.modalities, ("train", "val"), listener.message, listener.decoded
     )
     trainer = Trainer(

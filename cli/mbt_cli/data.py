@@ -26,6 +26,39 @@ def demo(
     typer.echo(make(out))
 
 
+@app.command("build")
+def build(
+    name: Annotated[str, typer.Argument(help="Data set; `mbt plugins list` shows all.", show_default=False)],
+    annotations: Annotated[Path, typer.Option(help="Folder of the official annotation files.", show_default=False)],
+    media: Annotated[Path, typer.Option(help="Folder of the media files, at any depth.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Manifest to write: .parquet, .csv or .jsonl.", show_default=False)],
+    subset: Annotated[
+        str | None,
+        typer.Option(help="A part of the data set, e.g. mini, 500k or full of audioset.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, e.g. the 500k of audioset.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Make the manifest of a benchmark from its annotation files and whatever media files are there."""
+    from mbt_core.data.build import build_manifest
+
+    report = build_manifest(name, annotations, media, out, subset, seed)
+    if as_json:
+        print_json(report.as_json())
+        return
+    rows = [
+        [split, str(found["rows"]), column, str(found["present"][column]), str(found["missing"][column])]
+        for split, found in report.splits.items()
+        for column in found["present"]
+    ]
+    show(table(["split", "rows", "column", "present", "missing"], rows))
+    for task, count in report.classes.items():
+        note(f"{task}: {count} classes")
+    for line in report.notes:
+        note(line)
+    note(f"what is missing is listed in {report.missing_path}")
+
+
 @app.command("check")
 def check(
     data: Annotated[str, typer.Argument(help="Manifest, folder with one sub-folder per class, or shards.")],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.output import print_json, show, table
+from mbt_cli.output import fail, note, print_json, show, table
 from mbt_cli.train import DeviceOption
 
 if TYPE_CHECKING:
@@ -33,20 +33,21 @@ def predict(
         print_json([p.as_json() for p in predictions])
     else:
         for prediction in predictions:
-            show(*_shown(prediction))
-    if any(p.error is not None for p in predictions):
-        raise typer.Exit(1)
+            _show(prediction)
+    failed = sum(p.error is not None for p in predictions)
+    if failed:
+        fail(f"{failed} of {len(predictions)} could not be classified", 1)
 
 
-def _shown(prediction: FilePrediction) -> list[object]:
+def _show(prediction: FilePrediction) -> None:
     if prediction.error is not None:
-        return [f"{prediction.file}: {prediction.error.removeprefix(prediction.file).lstrip(': ')}"]
+        note(f"{prediction.file}: {prediction.error}")
+        return
     place = "" if prediction.start is None else f"  {prediction.start:.1f}-{prediction.end:.1f} s"
-    title = f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})"
-    tables: list[object] = []
+    show(f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})")
     for task, best in prediction.top.items():
-        rows = [[label, f"{score:.3f}", "█" * round(20 * score) or "▏"] for label, score in best]
-        made = table(title if not tables else "", [task, "score", ""], rows)
+        shares = all(0 <= score <= 1 for _, score in best)  # not so the numbers of a regression
+        rows = [[label, f"{score:.3f}", ("█" * round(20 * score) or "▏") if shares else ""] for label, score in best]
+        made = table([task, "score", ""], rows)
         made.columns[2].justify = "left"
-        tables.append(made)
-    return tables
+        show(made)

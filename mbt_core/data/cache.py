@@ -22,7 +22,7 @@ from mbt_core.data.machine import cores, free_memory, processes_here
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, DataError
 from mbt_core.files import write_atomically
-from mbt_core.media import Clip, MediaError
+from mbt_core.media import Clip, MediaError, exists, open_clip
 from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
 
@@ -46,12 +46,14 @@ class Entry:
         path: the file.
         names: the modalities.
         start, end: the row's span in seconds.
+        fps: frames a second of a folder of frames.
     """
 
     path: str
     names: tuple[str, ...]
     start: float | None
     end: float | None
+    fps: float | None = None
 
 
 class Cache:
@@ -132,14 +134,16 @@ class Cache:
         """Whether clips of this modality can be kept: sound only at a known rate."""
         return self.reads[name] != "waveform" or "rate" in self.settings[name]
 
-    def open(self, path: str, names: Iterable[str], start: float | None, end: float | None) -> dict[str, MemoryClip]:
+    def open(
+        self, path: str, names: Iterable[str], start: float | None, end: float | None, fps: float | None = None
+    ) -> dict[str, MemoryClip]:
         """Modality -> the decoded clip, for those of `names` that the file offers. The file must exist.
 
         Raises:
             MediaError: as decoding raises it, each time again.
         """
         found: dict[str, MemoryClip] = {}
-        for entry in self._entries(path, names, start, end):
+        for entry in self._entries(path, names, start, end, fps):
             clip = self._get(entry)
             found |= {name: clip for name in entry.names if clip.has(self.reads[name])}
         return found
@@ -184,11 +188,15 @@ class Cache:
             except DataError:
                 continue  # said where the row is read
             for path, names in row.files().items():
-                if os.path.exists(path):
-                    entries |= dict.fromkeys(self._entries(path, filter(self.serves, names), row.start, row.end))
+                if exists(path):
+                    entries |= dict.fromkeys(
+                        self._entries(path, filter(self.serves, names), row.start, row.end, row.fps)
+                    )
         return list(entries)
 
-    def _entries(self, path: str, names: Iterable[str], start: float | None, end: float | None) -> list[Entry]:
+    def _entries(
+        self, path: str, names: Iterable[str], start: float | None, end: float | None, fps: float | None
+    ) -> list[Entry]:
         """One entry for all modalities, but that those that read the same in different ways have one each."""
         groups: list[tuple[list[str], dict[str, dict[str, Any]]]] = []
         for name in names:
@@ -199,7 +207,7 @@ class Cache:
                     break
             else:
                 groups.append(([name], {reads: settings}))
-        return [Entry(path, tuple(members), start, end) for members, _ in groups]
+        return [Entry(path, tuple(members), start, end, fps) for members, _ in groups]
 
     def _get(self, entry: Entry) -> MemoryClip:
         if self.folder is not None:
@@ -230,7 +238,7 @@ class Cache:
 
     def _decode(self, entry: Entry) -> MemoryClip:
         options = self._options(entry)
-        with Clip(entry.path, timeout=self.timeout) as clip:
+        with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
             reads = {self.reads[name] for name in entry.names}
             start, stop = self._span(entry, clip)
             return decode_all(clip, reads, start, stop, options.get("short_side"), options.get("rate", 0))
@@ -242,7 +250,7 @@ class Cache:
         key = {
             "version": VERSION,
             "file": [os.path.realpath(entry.path), stat.st_mtime_ns, stat.st_size],
-            "span": [entry.start, entry.end, max(self.seconds[name] for name in entry.names)],
+            "span": [entry.start, entry.end, entry.fps, max(self.seconds[name] for name in entry.names)],
             "reads": sorted({self.reads[name] for name in entry.names}),
             "settings": self._options(entry),
         }
@@ -263,7 +271,7 @@ class Cache:
         options = self._options(entry)
         size = 0.0
         try:
-            with Clip(entry.path, timeout=self.timeout) as clip:
+            with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
                 start, stop = self._span(entry, clip)
                 if "frames" in reads and clip.size is not None:
                     height, width = clip.size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.splits import TRAIN
 from mbt_core.errors import DataError
-from mbt_core.media import Clip
+from mbt_core.media import Clip, exists, open_clip
 from mbt_core.modality import Modality, Window
 from mbt_core.plugins import registry
 from mbt_core.schema import ModalityConfig
@@ -153,10 +152,10 @@ def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, index: i
     }
     for path, names in row.files().items():
         wanted = [name for name in names if name in reads]
-        if not os.path.exists(path):
+        if not exists(path):
             found |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
             continue
-        with Clip(path, timeout=timeout) as clip:
+        with open_clip(path, timeout=timeout, fps=row.fps) as clip:
             found |= {name: _describe(clip, reads[name]) for name in wanted}
     return found
 
@@ -239,9 +238,9 @@ def _opened(row: Row, name: str, reads: str, timeout: float, stack: ExitStack) -
         return None
     if source.text is not None:
         return Clip.of_text(source.text, row.id)
-    if source.path is None or not os.path.exists(source.path):
+    if source.path is None or not exists(source.path):
         return None
-    clip = stack.enter_context(Clip(source.path, timeout=timeout))
+    clip = stack.enter_context(open_clip(source.path, timeout=timeout, fps=row.fps))
     return clip if clip.has(reads) else None
 
 

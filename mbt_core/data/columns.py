@@ -14,7 +14,8 @@ from mbt_core.errors import ConfigError, DataError, nearest
 
 IN_FILES = ("frames", "waveform", "array")
 """What files hold that several modalities may share; anything else (texts) a cell may hold itself."""
-COLUMNS = ("id", "path", "start", "end", "label", "split")
+COLUMNS = ("id", "path", "start", "end", "fps", "label", "split")
+NUMBERS = ("start", "end", "fps")
 
 Columns = Mapping[str, pa.LargeStringArray]
 
@@ -53,8 +54,8 @@ def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
     return text
 
 
-def as_seconds(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """A column of non-negative numbers of seconds -> float64 [N], NaN where empty. Raises `DataError`."""
+def as_numbers(column: pa.ChunkedArray, where: str, what: str = "seconds") -> np.ndarray:
+    """A column of non-negative numbers of `what` -> float64 [N], NaN where empty. Raises `DataError`."""
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
         numbers = column.cast(pa.float64())
     else:
@@ -63,12 +64,12 @@ def as_seconds(column: pa.ChunkedArray, where: str) -> np.ndarray:
             numbers = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
         except pa.ArrowInvalid:
             index, value = next((i, v) for i, v in enumerate(text.to_pylist()) if v and not _is_number(v))
-            raise DataError(f"{where}: row {index + 1}: expected seconds, came {value!r}") from None
+            raise DataError(f"{where}: row {index + 1}: expected {what}, came {value!r}") from None
     values = pc.fill_null(numbers, np.nan).to_numpy()
     wrong = (values < 0) | np.isinf(values)
     if wrong.any():
         index = int(wrong.argmax())
-        raise DataError(f"{where}: row {index + 1}: expected seconds >= 0, came {values[index]:g}")
+        raise DataError(f"{where}: row {index + 1}: expected {what} >= 0, came {values[index]:g}")
     return values
 
 
@@ -140,7 +141,7 @@ def _listed(found: Sequence[str]) -> str:
 
 def read_spans(table: pa.Table, path: Path) -> tuple[np.ndarray, np.ndarray]:
     start, end = (
-        as_seconds(table[name], f"{path}: column {name!r}")
+        as_numbers(table[name], f"{path}: column {name!r}")
         if name in table.column_names
         else np.full(table.num_rows, np.nan)
         for name in ("start", "end")
@@ -152,3 +153,10 @@ def read_spans(table: pa.Table, path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: row {index + 1} ends at {end[index]:g} s, but starts at {np.nan_to_num(start)[index]:g} s"
         )
     return start, end
+
+
+def read_rates(table: pa.Table, path: Path) -> np.ndarray | None:
+    """The frame rates of folders of frames, float64 [N], NaN where empty; None without such a column."""
+    if "fps" not in table.column_names:
+        return None
+    return as_numbers(table["fps"], f"{path}: column 'fps'", "frames a second")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from mbt_core.data.labels import Labels
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.windows import view_positions, window_for
 from mbt_core.errors import ConfigError, DataError, MBTError, unknown
-from mbt_core.media import Clip
+from mbt_core.media import Clip, exists, open_clip
 from mbt_core.modality import Modality, Sample
 
 
@@ -145,14 +144,14 @@ class ClipDataset(Dataset[list[Example]]):
                 clips[name] = Clip.of_text(source.text, f"{row.id}: {name}")
         missing = []
         for path, names in row.files().items():
-            if not os.path.exists(path):
+            if not exists(path):
                 missing.append(path)
                 continue
             kept = [name for name in names if self.cache is not None and self.cache.serves(name)]
             if self.cache is not None and kept:
-                clips |= self.cache.open(path, kept, row.start, row.end)
+                clips |= self.cache.open(path, kept, row.start, row.end, row.fps)
             if len(kept) < len(names):
-                clip = stack.enter_context(Clip(path, timeout=self.config.timeout))
+                clip = stack.enter_context(open_clip(path, timeout=self.config.timeout, fps=row.fps))
                 clips |= {name: clip for name in set(names) - set(kept) if clip.has(self.modalities[name].reads)}
         if not clips:
             raise DataError(_nothing(row, missing, (self.modalities[name].reads for name in row.sources)))

@@ -15,12 +15,14 @@ import pyarrow.compute as pc
 from mbt_core.config import DataConfig, TaskKind
 from mbt_core.data.columns import (
     COLUMNS,
+    NUMBERS,
     Columns,
     SourceColumns,
     as_text,
     check_ids,
     encode,
     find_sources,
+    read_rates,
     read_spans,
 )
 from mbt_core.data.labels import TASK_PREFIX, Classes, Kinds, Labels, find_tasks, read_labels
@@ -48,6 +50,7 @@ class Row:
         sources: modality -> where it is; None: absent (an empty cell).
         start, end: the span of the files that it is about, in seconds; None: not given.
         labels: task -> text of the cell, ``""`` if empty.
+        fps: frames a second of folders of frames; None: not given.
     """
 
     index: int
@@ -56,6 +59,7 @@ class Row:
     start: float | None
     end: float | None
     labels: dict[str, str]
+    fps: float | None = None
 
     def files(self) -> dict[str, list[str]]:
         """File -> the modalities it serves."""
@@ -89,6 +93,7 @@ class Manifest:
     _sources: dict[str, SourceColumns] = field(repr=False)
     _start: np.ndarray = field(repr=False)
     _end: np.ndarray = field(repr=False)
+    _fps: np.ndarray | None = field(default=None, repr=False)
 
     @classmethod
     def read(
@@ -133,7 +138,7 @@ class Manifest:
     ) -> Self:
         """`read` for columns in memory. `path` names them and gives the root; `found`: all columns there were."""
         columns = {name: as_text(table[name], f"{path}: column {name!r}") for name in table.column_names
-                   if name not in ("start", "end")}  # fmt: skip
+                   if name not in NUMBERS}  # fmt: skip
         found = found or table.column_names
         ids = check_ids(columns, path, found)
         sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
@@ -148,6 +153,7 @@ class Manifest:
         labels = read_labels(encoded, given, classes, kinds, path)
         splits = _splits(given, ids, encoded, columns, config, path, found)
         manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
+        manifest._fps = read_rates(table, path)
         for split in (TRAIN, VAL):
             if split in splits:
                 manifest.require_labels(split)
@@ -190,6 +196,7 @@ class Manifest:
             None if np.isnan(start) else float(start),
             None if np.isnan(end) else float(end),
             {task: labels.cell(index) for task, labels in self.labels.items()},
+            None if self._fps is None or np.isnan(self._fps[index]) else float(self._fps[index]),
         )
 
     def _source(self, columns: SourceColumns, index: int) -> Source | None:

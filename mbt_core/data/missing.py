@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbt_core.errors import DataError
+from mbt_core.media import exists
 
 if TYPE_CHECKING:
     from mbt_core.data.manifest import Manifest
@@ -95,5 +95,5 @@ def _not_there(paths: list[str]) -> np.ndarray:
     """bool [N]. In threads: on a network each look takes a while."""
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda chunk: [not os.path.exists(path) for path in chunk], chunks)
+        found = pool.map(lambda chunk: [not exists(path) for path in chunk], chunks)
     return np.array([gone for chunk in found for gone in chunk], bool)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mbt_core.config import EvaluateConfig, HeadConfig, TaskKind
 from mbt_core.data.collate import Batch
+from mbt_core.evaluate.metrics import metric_names as task_metrics_of
 from mbt_core.evaluate.metrics import task_metrics
 from mbt_core.model import MBT, Prediction
 from mbt_core.model.loss import by_task, dense_targets, task_loss
@@ -60,6 +61,16 @@ class Evaluation:
         if len(self.index):
             found["loss"] = float(torch.stack(losses).mean())
         return found
+
+
+def metric_names(head: HeadConfig, modalities: Iterable[str]) -> list[str]:
+    """Names of all that `Evaluation.metrics` of a whole model can have."""
+    found = []
+    for task, outputs in head.outputs.items():
+        for name in task_metrics_of(head.kind_of(task), outputs):
+            label = name if head.tasks is None else f"{task}/{name}"
+            found += [label, *(f"{label}[{modality}]" for modality in modalities)]
+    return [*found, "loss"]
 
 
 def forward(model: Callable[..., Prediction], preprocess: nn.Module, batch: Batch) -> Prediction:
@@ -118,7 +129,7 @@ def evaluate(
 Map = Callable[[Tensor], Tensor]
 
 
-def _scales(kind: TaskKind, average: str) -> tuple[Map, Map]:
+def scales(kind: TaskKind, average: str) -> tuple[Map, Map]:
     """From logits to what is averaged over views, and back."""
     if average == "logits" or kind == "regression":
         return torch.clone, torch.clone
@@ -148,7 +159,7 @@ class _Collector:
         first = torch.searchsorted(views, torch.arange(len(index), device=views.device))
 
         def mean(task: str, values: Tensor) -> Tensor:
-            there, back = _scales(head.kind_of(task), average)
+            there, back = scales(head.kind_of(task), average)
             values = there(values[good].float())
             total = values.new_zeros(len(index), values.shape[1]).index_add_(0, views, values)
             return back(total / counts).cpu()

@@ -38,6 +38,18 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     return metrics
 
 
+def metric_names(kind: TaskKind, outputs: int) -> list[str]:
+    """Names of what `task_metrics` finds for a task with that many outputs; the main one first."""
+    if kind == "single":
+        return ["top1", "top5"] if outputs > 5 else ["top1"]
+    return ["mAP"] if kind == "multilabel" else ["r2", "mae"]
+
+
+def lower_is_better(name: str) -> bool:
+    """Whether a metric (``loss``, ``TASK/mae``, ``mae[NAME]`` ...) is better the lower it is."""
+    return name.partition("[")[0].rpartition("/")[2] in ("loss", "mae")
+
+
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
     """Non-interpolated average precision of each class [C]; NaN without positives (left out of the mean)."""
     ranks_NC = _ranks(logits_NC)

@@ -5,6 +5,7 @@ Shapes: B windows of a batch, C classes of a task.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.sampler import EvalSampler
-from mbt_core.errors import DataError, MBTError
-from mbt_core.evaluate.evaluator import forward
+from mbt_core.errors import ConfigError, MBTError
+from mbt_core.evaluate.evaluator import forward, scales
 from mbt_core.media import Clip
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
@@ -61,13 +62,9 @@ class FilePrediction:
         return {"file": self.file, **place, "modalities": self.modalities, "top": single}
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and all files below given folders (hidden ones left out), sorted.
-
-    Raises:
-        DataError: for a folder without any file.
-    """
-    found: list[Path] = []
+def find_files(paths: Sequence[Path]) -> list[Path | FilePrediction]:
+    """Files as given, and all files below given folders (hidden ones left out), sorted; or why there is none."""
+    found: list[Path | FilePrediction] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
@@ -78,10 +75,17 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             for name in names
             if not name.startswith(".") and not folders.sort()
         ]
-        if not inside:
-            raise DataError(f"{path}: no file in this folder")
-        found += sorted(inside)
-    return found
+        found += sorted(inside) or [FilePrediction(str(path), error="no file in this folder")]
+    return [file if isinstance(file, FilePrediction) else _named(file) for file in found]
+
+
+def _named(file: Path) -> Path | FilePrediction:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(file).decode(errors="replace")
+        return FilePrediction(shown, error="its name is not valid UTF-8; rename it")
+    return file
 
 
 @torch.inference_mode()
@@ -104,14 +108,20 @@ def predict_files(
         top: how many labels.
         every: seconds between the starts of windows that slide over each file; None: the run's views of the whole.
     """
-    files = find_files(paths)
-    segments, broken = _segments(files, model.modalities, every)
-    yield from broken
-    if not segments:
-        return
+    rows = _rows(find_files(paths), model.modalities, every)
+    segments = [row for row in rows if not isinstance(row, FilePrediction)]
+    classified = _classify(model, segments, experiment, fabric, top, windows=every is not None)
+    for row in rows:
+        yield row if isinstance(row, FilePrediction) else next(classified)
+
+
+def _classify(
+    model: MBT, segments: Sequence[Segment], experiment: Experiment, fabric: Fabric, top: int, windows: bool
+) -> Iterator[FilePrediction]:
+    """One prediction a segment, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
     manifest = _manifest(segments, reads)
-    views = experiment.evaluate.views if every is None else 1
+    views = 1 if windows else experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(range(len(segments)), max(1, 32 // views))
     loader = make_loader(dataset, sampler, experiment.data.workers if len(segments) > 8 else 0, fabric.device)
@@ -121,7 +131,7 @@ def predict_files(
         batch = batch.to(fabric.device)  # noqa: PLW2901
         with fabric.autocast():
             logits = by_task(forward(model, preprocess, batch).logits)
-        yield from _results(batch, logits, segments, model, top, windows=every is not None)
+        yield from _results(batch, logits, segments, model, top, experiment.evaluate.average, windows)
 
 
 def _manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
@@ -136,54 +146,63 @@ def _manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest
     return Manifest.from_table(pa.table(columns), Path.cwd(), reads, DataConfig(), labelled=False)
 
 
-def _segments(
-    files: Sequence[Path], modalities: Mapping[str, Modality], every: float | None
-) -> tuple[list[Segment], list[FilePrediction]]:
-    """The rows to classify, and the files that cannot be opened (only looked into where windows slide)."""
+def _rows(
+    files: Sequence[Path | FilePrediction], modalities: Mapping[str, Modality], every: float | None
+) -> list[Segment | FilePrediction]:
+    """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
     if every is None:
-        return [(str(file), None, None) for file in files], []
-    if every <= 0:
-        raise DataError(f"--every {every:g}: expected a positive number of seconds")
+        return [file if isinstance(file, FilePrediction) else (str(file), None, None) for file in files]
+    if not 0 < every < math.inf:
+        raise ConfigError(f"--every {every:g}: expected a positive number of seconds")
     lengths = [m.seconds for m in modalities.values() if m.seconds is not None]
     length = max(lengths, default=every)
-    rows: list[Segment] = []
-    broken = []
+    rows: list[Segment | FilePrediction] = []
     for file in files:
-        try:
-            with Clip(file) as clip:
-                duration = clip.duration
-        except MBTError as error:
-            broken.append(FilePrediction(str(file), error=str(error)))
-            continue
-        if duration is None:
-            rows.append((str(file), None, None))
-            continue
-        last = max(0.0, duration - length)
-        starts = [i * every for i in range(int(last / every + 1e-6) + 1)]
-        rows += [(str(file), start, min(start + length, duration)) for start in starts]
-    return rows, broken
+        rows += [file] if isinstance(file, FilePrediction) else _windows(file, every, length)
+    return rows
+
+
+def _windows(file: Path, every: float, length: float) -> list[Segment | FilePrediction]:
+    try:
+        with Clip(file) as clip:
+            duration = clip.duration
+    except MBTError as error:
+        return [FilePrediction(str(file), error=_without_name(str(error), str(file)))]
+    if duration is None:
+        return [(str(file), None, None)]
+    last = max(0.0, duration - length)
+    starts = [i * every for i in range(int(last / every + 1e-6) + 1)]
+    return [(str(file), start, min(start + length, duration)) for start in starts]
+
+
+def _without_name(error: str, file: str) -> str:
+    return error.removeprefix(f"{file}: ")
 
 
 def _results(
-    batch: Batch, logits: dict[str, torch.Tensor], segments: Sequence[Segment], model: MBT, top: int, windows: bool
+    batch: Batch,
+    logits: dict[str, torch.Tensor],
+    segments: Sequence[Segment],
+    model: MBT,
+    top: int,
+    average: str,
+    windows: bool,
 ) -> Iterator[FilePrediction]:
     errors = dict(batch.errors)
     head = model.config.head
     for row in dict.fromkeys(batch.index.tolist()):
         file, start, end = segments[row]
         if row in errors:
-            yield FilePrediction(file, error=errors[row])
+            yield FilePrediction(file, error=_without_name(errors[row], os.path.abspath(file)))
             continue
         mine = batch.index == row
         names = [name for name, here in batch.present.items() if bool(here[mine].any())]
-        if not names:
-            offered = " or ".join(sorted({m.reads for m in model.modalities.values()}))
-            yield FilePrediction(file, error=f"{file}: has nothing the model reads ({offered})")
-            continue
-        best = {
-            task: _best(values[mine].float().mean(0), head.kind_of(task), model.classes.get(task), top)
-            for task, values in logits.items()
-        }
+        best = {}
+        for task, values in logits.items():
+            kind = head.kind_of(task)
+            there, back = scales(kind, average)
+            mean = back(there(values[mine].float()).mean(0, keepdim=True))[0]
+            best[task] = _best(mean, kind, model.classes.get(task), top)
         yield FilePrediction(file, names, best, *((start, end) if windows else (None, None)))
 
 

@@ -18,7 +18,7 @@ from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
 from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError, reason
-from mbt_core.media.folders import PictureFolder
+from mbt_core.media.folders import FrameFolder, PictureFolder, numbering
 from mbt_core.media.pictures import frames_at, frames_between
 from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import all_channels, waveform_in
@@ -34,29 +34,37 @@ class Clip:
     """One media file, or its bytes: opened when first read, once for all who read it, and closed by `close`.
 
     Its suffix tells what it offers: .npy, .npz, .csv and .parquet an array, .txt, .srt and .vtt a text, everything else
-    is opened as video, sound or image. A .wav offers an array besides, and so does a folder of pictures
-    (`PictureFolder`). Times are seconds from the start of the clip; video and sound share that start.
+    is opened as video, sound or image. A .wav offers an array besides. A folder of numbered pictures is a video without
+    sound (`FrameFolder`), one of sub-folders with pictures an array (`PictureFolder`). Times are seconds from the start
+    of the clip; video and sound share that start.
 
     Args:
         source: path, bytes, or a seekable binary file (which stays open).
         name: shown in errors; for bytes and files it carries the suffix.
         timeout: seconds of wall time that one call may take.
+        fps: frames a second of a folder of pictures.
 
     Every method raises `MediaError` when the file is missing, truncated, corrupt or too slow, or does not offer what is
     asked for.
     """
 
     def __init__(
-        self, source: str | Path | bytes | BinaryIO, name: str | None = None, *, timeout: float = 60.0
+        self,
+        source: str | Path | bytes | BinaryIO,
+        name: str | None = None,
+        *,
+        timeout: float = 60.0,
+        fps: float | None = None,
     ) -> None:
         is_path = isinstance(source, str | Path)
         self.name = name or str(source if is_path else getattr(source, "name", "<bytes>"))
         self.timeout = timeout
+        self.fps = fps
         self._source = source
         self._suffix = PurePath(str(source) if is_path else self.name).suffix.lower()
         self._file: BinaryIO | None = None
         self._container: Container | None = None
-        self._folder: PictureFolder | None = None
+        self._folder: PictureFolder | FrameFolder | None = None
         self._array: np.ndarray | None = None
         self._text: str | None = None
 
@@ -90,8 +98,9 @@ class Clip:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
         if reads not in tuple(Reads):
             raise ValueError(f"expected one of {[str(r) for r in Reads]}, got {reads!r}")
-        if self._in_folder() is not None:
-            return reads == Reads.ARRAY
+        folder = self._in_folder()
+        if folder is not None:
+            return reads == (Reads.ARRAY if isinstance(folder, PictureFolder) else Reads.FRAMES)
         if self._suffix in TEXTS:
             self.text()  # an error if it cannot be read
             return reads == Reads.TEXT
@@ -118,6 +127,9 @@ class Clip:
                 return subtitles.end_of(self.source_text())
             if reads == Reads.ARRAY and self._suffix in RECORDINGS and self.sample_rate:
                 return self.array().shape[1] / self.sample_rate
+            folder = self._in_folder()
+            if isinstance(folder, FrameFolder) and reads == Reads.FRAMES:
+                return folder.duration
             if not self._is_timed(reads):
                 return None
             end = self._media().end_of(self._stream_for(reads))
@@ -127,6 +139,9 @@ class Clip:
     def frame_rate(self) -> float | None:
         """Mean frames a second; None without video and for stills."""
         with self._reading("find its frame rate"):
+            folder = self._in_folder()
+            if isinstance(folder, FrameFolder):
+                return folder.rate
             rate = self._media().video.average_rate if self._is_timed(Reads.FRAMES) else None
             return float(rate) if rate else None
 
@@ -165,6 +180,9 @@ class Clip:
         sides = [side for side in (short_side, *(size or ())) if side is not None]
         if (short_side and size) or min(sides, default=1) < 1:
             raise ValueError(f"expected a short_side or a size above 0, got {short_side} and {size}")
+        folder = self._in_folder()
+        if isinstance(folder, FrameFolder):
+            return folder.frames(times, short_side, size)
         with self._reading("decode its frames"):
             return frames_at(self._media_with(Reads.FRAMES), [float(t) for t in times], short_side, size)
 
@@ -175,6 +193,9 @@ class Clip:
             [N] float64, the time from which each is shown (of the first it can be before `start`), and
             [N, H, W, 3] uint8 RGB.
         """
+        folder = self._in_folder()
+        if isinstance(folder, FrameFolder):
+            return folder.frames_between(start, stop, short_side)
         with self._reading("decode its frames"):
             return frames_between(self._media_with(Reads.FRAMES), start, stop, short_side)
 
@@ -196,7 +217,7 @@ class Clip:
     def shape(self) -> tuple[int, ...]:
         """The shape of `array`; of a folder it is known without decoding it all."""
         folder = self._in_folder()
-        return self.array().shape if folder is None else folder.shape
+        return folder.shape if isinstance(folder, PictureFolder) else self.array().shape
 
     def array(self, index: Sequence[int] | None = None) -> np.ndarray:
         """The array of an .npy, .npz, .csv, .parquet or .wav file, or of a folder of pictures.
@@ -213,9 +234,9 @@ class Clip:
             float32 [channels, samples], or of more dimensions if stored so. It is kept: do not change it.
         """
         folder = self._in_folder()
-        if folder is not None:
+        if isinstance(folder, PictureFolder):
             return folder.read(index)
-        if self._suffix not in (*LOADERS, *RECORDINGS):
+        if folder is not None or self._suffix not in (*LOADERS, *RECORDINGS):
             expected = ", ".join((*LOADERS, *RECORDINGS))
             raise MediaError(f"{self.name}: no array; expected a file ending in {expected}, or a folder of pictures")
         if self._array is None:
@@ -245,10 +266,12 @@ class Clip:
                 self._text = self._opened().read().decode("utf-8-sig")
         return self._text
 
-    def _in_folder(self) -> PictureFolder | None:
+    def _in_folder(self) -> PictureFolder | FrameFolder | None:
         """The opened folder, if it is one."""
         if self._folder is None and isinstance(self._source, str | Path) and os.path.isdir(self._source):
-            self._folder = PictureFolder(Path(self._source))
+            path = str(self._source)
+            names = numbering(path)
+            self._folder = PictureFolder(Path(path)) if names is None else FrameFolder(path, names, self.fps)
         return self._folder
 
     def _opened(self) -> BinaryIO:
@@ -279,7 +302,7 @@ class Clip:
     def _stream_for(self, reads: str) -> Any:
         """The PyAV stream of what `reads` names, or None."""
         media = self._media()
-        stream = {Reads.FRAMES: media.video, Reads.WAVEFORM: media.audio}.get(reads)
+        stream = {Reads.FRAMES: media.video, Reads.WAVEFORM: media.audio}.get(Reads(reads))
         if stream is not None and stream.codec_context is None:
             raise MediaError(f"{self.name}: there is no decoder for its {stream.type} stream")
         return stream

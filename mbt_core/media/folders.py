@@ -1,4 +1,4 @@
-"""A folder of numbered pictures, one sub-folder per channel: a stream of grey pictures that was unpacked to files.
+"""Folders of numbered pictures: a video that was unpacked to files, or a stream of grey pictures in several channels.
 
 Shapes: C sub-folders, N pictures in each, T chosen ones, H height, W width.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
 from mbt_core.media.container import DECODER_OPTIONS
 from mbt_core.media.errors import MediaError, reason
+from mbt_core.media.pictures import Scaler
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
 
@@ -68,6 +70,90 @@ class PictureFolder:
         return levels
 
 
+class Numbering(NamedTuple):
+    """How the frames of a video are named: ``PREFIX``, a number of at least `digits` digits from `first` on, `suffix`."""
+
+    prefix: str
+    digits: int
+    suffix: str
+    first: int
+    count: int
+
+    def name(self, index: int) -> str:
+        """The file of frame `index`, counted from 0."""
+        return f"{self.prefix}{self.first + index:0{self.digits}d}{self.suffix}"
+
+
+@lru_cache(maxsize=4096)
+def numbering(folder: str) -> Numbering | None:
+    """How the pictures right inside `folder` are numbered; None: there are none.
+
+    Their numbers are taken to be unbroken from 0 or 1 on, so that a folder of 100,000 need not be listed.
+    """
+    with os.scandir(folder) as entries:
+        names = (re.fullmatch(r"(.*?)(\d+)(\.\w+)", entry.name) for entry in entries if entry.name[0] != ".")
+        example = next((name for name in names if name and name[3].lower() in CODECS), None)
+    if example is None:
+        return None
+    found = Numbering(example[1], len(example[2]), example[3], 0, 0)
+
+    def there(number: int) -> bool:
+        return os.path.exists(os.path.join(folder, found.name(number)))
+
+    first = next((number for number in (0, 1) if there(number)), None)
+    if first is None:
+        raise MediaError(f"{folder}: expected frames numbered from 0 or 1 on, found {example[0]}")
+    step = 1
+    while there(first + step):
+        step *= 2
+    low, high = first + step // 2, first + step  # the last one there is from `low` on and before `high`
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if there(middle) else (low, middle)
+    return found._replace(first=first, count=high - first)
+
+
+class FrameFolder:
+    """A video as a folder of numbered pictures, ``frame_0000000001.jpg`` and so on.
+
+    Args:
+        path: the folder.
+        rate: frames a second.
+
+    Raises:
+        MediaError: without a rate, which the pictures do not tell.
+    """
+
+    def __init__(self, path: str, names: Numbering, rate: float | None) -> None:
+        if not rate:
+            raise MediaError(f"{path}: a folder of frames does not tell its frame rate; give it in the column fps")
+        self.path, self.names, self.rate = path, names, rate
+
+    @property
+    def duration(self) -> float:
+        """Seconds until the last frame ends."""
+        return self.names.count / self.rate
+
+    def frames(self, times: Sequence[float], short_side: int | None, size: tuple[int, int] | None) -> np.ndarray:
+        """[T, H, W, 3] uint8: see `Clip.frames`."""
+        # a frame counts as shown up to a microsecond before its time, which was rounded
+        wanted = np.floor((np.asarray(times) + 1e-6) * self.rate).clip(0, self.names.count - 1).astype(int)
+        return self._read(wanted, short_side, size)
+
+    def frames_between(self, start: float, stop: float, short_side: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """[N] and [N, H, W, 3]: see `Clip.frames_between`."""
+        ends = np.floor((np.array([start, stop]) + 1e-6) * self.rate).clip(0, self.names.count - 1).astype(int)
+        wanted = np.arange(ends[0], ends[1] + 1)
+        return wanted / self.rate - 1e-6, self._read(wanted, short_side, None)
+
+    def _read(self, wanted: np.ndarray, short_side: int | None, size: tuple[int, int] | None) -> np.ndarray:
+        scaler = Scaler(self.path, short_side, size)
+        pictures = {}
+        for index in np.unique(wanted).tolist():
+            pictures[index] = scaler(_frame(Path(self.path, self.names.name(index))))
+        return np.stack([pictures[index] for index in wanted.tolist()])
+
+
 def _pictures(folder: Path) -> list[Path]:
     names = [name for name in os.listdir(folder) if os.path.splitext(name)[1].lower() in CODECS and name[0] != "."]
     # frame_10 after frame_9
@@ -76,12 +162,18 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _decoded(path: Path) -> np.ndarray:
-    """uint8 [H, W]: the luma of a picture. Opening a container for each would take three times as long."""
+    """uint8 [H, W]: the luma of a picture."""
+    grey: np.ndarray = _frame(path).to_ndarray(format="gray")
+    return grey
+
+
+def _frame(path: Path) -> Any:
+    """The decoded picture. Opening a container for each would take three times as long."""
     try:
         context = av.CodecContext.create(CODECS[path.suffix.lower()], "r")
         context.options = DECODER_OPTIONS
         context.thread_count = 1
         frames = [*context.decode(av.Packet(path.read_bytes())), *context.decode(None)]
-        return frames[0].to_ndarray(format="gray")
+        return frames[0]
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise MediaError(f"{path}: cannot decode the picture: {reason(error)}") from error

@@ -146,7 +146,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             f"classifier {classifier!r}: maximum and sum over tokens (gmp, gsp) and '0' have no counterpart here; "
             "expected token or gap"
         )
-    vanilla = "self-attention" if config["share_encoder"] else "cross-attention"
+    vanilla = "self-attention" if config.get("share_encoder", False) else "cross-attention"
     return {
         "backbone": {
             "dim": config["hidden_size"],
@@ -156,7 +156,7 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             "act": "gelu_tanh",
             "eps": 1e-6,
         },
-        "shared_encoder": config["share_encoder"],
+        "shared_encoder": config.get("share_encoder", False),
         "pool": pools[classifier],
         "drop_path": config.get("stochastic_droplayer_rate") or 0.0,
         "drop_path_rescale": False,
@@ -167,9 +167,9 @@ def model_settings(config: Mapping[str, Any]) -> dict[str, Any]:
             "layer": config["fusion_layer"],
             # the reference adds one where there are class tokens
             "bottlenecks": config["n_bottlenecks"] + (classifier == "token"),
-            "eval_bottlenecks": config["test_with_bottlenecks"] or not bottleneck,
+            "eval_bottlenecks": config.get("test_with_bottlenecks", True) or not bottleneck,
         },
-        "head": {"classes": config["num_classes"], "representation": config["representation_size"]},
+        "head": {"classes": config["num_classes"], "representation": config.get("representation_size")},
     }
 
 

@@ -162,11 +162,16 @@ def _fill_stream(model: MBT, name: str, vit: VitWeights, reference: bool, state:
     grids = [" x ".join(map(str, grid)) for grid in (vit.grid, stream.grid)]
     for key, value in tokens.items():
         state[f"{prefix}.{key}"] = value
-        changed = key == "pos_embed" and vit.grid != stream.grid
+        changed = key == "pos_embed" and _still(vit.grid) != _still(stream.grid)
         notes[f"{prefix}.{key}"] = (vit.source, f"resampled from {grids[0]} to {grids[1]}" if changed else "copied")
     if isinstance(stream.norm_pre, nn.LayerNorm):
         state |= _of(vit, "norm_pre", f"{prefix}.norm_pre")
         notes[f"{prefix}.norm_pre"] = (vit.source, "copied")
+
+
+def _still(axes: Sequence[int]) -> tuple[int, ...]:
+    """Without a time axis of length 1."""
+    return tuple(axes[1:] if len(axes) == 3 and axes[0] == 1 else axes)
 
 
 def _kernel_note(vit: VitWeights, tokenizer: State, modality: Modality) -> str:
@@ -175,7 +180,7 @@ def _kernel_note(vit: VitWeights, tokenizer: State, modality: Modality) -> str:
     done = []
     if vit.kernel.shape[1] != tokenizer["weight"].shape[1]:
         done.append(f"channels folded from {vit.kernel.shape[1]} to {tokenizer['weight'].shape[1]}")
-    if vit.kernel.shape[2:] != tokenizer["weight"].shape[2:]:
+    if _still(vit.kernel.shape[2:]) != _still(tokenizer["weight"].shape[2:]):
         old, new = (" x ".join(map(str, kernel.shape[2:])) for kernel in (vit.kernel, tokenizer["weight"]))
         done.append(f"kernel fitted from {old} to {new}")
     if modality.image_statistics is not None:

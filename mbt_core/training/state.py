@@ -60,6 +60,15 @@ def save_state(
     write_atomically(folder / FILE, lambda path: save_file(tensors, path, metadata))
 
 
+def read_progress(folder: Path) -> Progress | None:
+    """How far a run is, without its tensors; None: it has no state yet, or a damaged one."""
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            return Progress(**json.loads(file.metadata()["progress"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Progress]:
     """(model, optimiser, progress) as saved. Raises `DataError` for a damaged file."""
     path = folder / FILE

@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from mbt_cli.main import app
 from mbt_core import MBT, ConfigError, DataError
 from mbt_core.config import Experiment, read_yaml
-from mbt_core.pretrained import convert_scenic, load_scenic_params
+from mbt_core.pretrained import build_with_report, convert_scenic, load_scenic_params
 from mbt_core.pretrained.flax import write_params
 from parity.geometry import HELD, held
-from parity.goldens import DEV, golden, to_inputs
+from parity.goldens import DEV, arrays_of, golden, to_inputs
 from parity.reference import Reference, param_shapes
 from parity.writer import to_scenic
 
@@ -323,3 +323,45 @@ def test_the_command(tmp_path):
     assert result.exit_code == 0, result.stderr
     assert "dim 32, depth 4, heads 4" in result.stdout
     assert MBT.from_pretrained(tmp_path / "run").config.head.classes == 7
+
+
+# ---- as starts
+
+
+def start_from(source, **changes):
+    """A model of another input than the source's."""
+    modalities = {"rgb": {"frames": 2, "size": 64, "tubelet": 2}, "audio": {"seconds": 1, "mean": 0, "std": 1}}
+    config = {"modalities": modalities, "head": {"classes": 3}, "fusion": {"layer": 2}, "pretrained": str(source)}
+    return build_with_report(config | changes)
+
+
+def test_a_checkpoint_of_the_released_form_is_a_start(tmp_path):
+    source = randomise(MBT(RELEASED | {"backbone": SMALL}))
+    path = checkpoint(tmp_path, to_scenic(source))
+    model, report = start_from(path, backbone=SMALL, pool="mean")
+    for name in ("rgb", "audio"):
+        assert torch.equal(model.blocks[name]["8"].mlp.fc1.weight, source.blocks[name]["8"].mlp.fc1.weight)
+    assert torch.equal(model.streams["rgb"].tokenizer.weight, source.streams["rgb"].tokenizer.weight)
+    assert torch.equal(model.fusion.bottlenecks, source.fusion.bottlenecks)
+    how = {start.part: start.how for start in report.starts}
+    assert how["streams.rgb.pos_embed"] == "resampled from 16 x 14 x 14 to 1 x 4 x 4"
+    assert how["head.classifiers._shared"] == "fresh"
+
+
+@pytest.mark.parametrize("form", ["flax", "npz"])
+def test_an_image_vit_of_flax_is_a_start(tmp_path, form):
+    path = DEV / "init" / "source_vit_augreg.npz"
+    flat = arrays_of(DEV / "init" / "source_vit.npz")
+    if form == "flax":
+        path = checkpoint(tmp_path, flat)
+    geometry = {"dim": 32, "depth": 4, "heads": 4, "mlp": 64}
+    model, report = start_from(path, backbone=geometry)
+    query = flat["Transformer/encoderblock_3/MultiHeadDotProductAttention_0/query/kernel"]
+    weight = model.blocks["audio"]["3"].attn.qkv.weight[:32]
+    np.testing.assert_array_equal(weight.detach(), query.reshape(32, 32).T)
+    np.testing.assert_array_equal(model.streams["audio"].cls_token.detach(), flat["cls"])
+    how = {start.part: start.how for start in report.starts}
+    assert how["blocks.audio"] == "activation was gelu_tanh, is gelu"
+    assert how["streams.rgb.tokenizer"] == "kernel fitted from 16 x 16 to 2 x 16 x 16"
+    with pytest.raises(ConfigError, match="another number of heads than the model: 4, expected 8"):
+        start_from(path, backbone=geometry | {"heads": 8})

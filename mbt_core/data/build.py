@@ -1,0 +1,132 @@
+"""Writes the manifest of a data set from its official annotation files and a folder of media."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from mbt_core.data.labels import classes_path
+from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.files import write_atomically
+from mbt_core.hookspecs import BuiltData
+from mbt_core.plugins import load_object, registry
+
+SUFFIXES = (".parquet", ".csv", ".jsonl")
+NUMBERS = ("start", "end", "fps")
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was written.
+
+    Args:
+        path: the manifest.
+        splits: split -> ``{"rows": number, "present": {COLUMN: number}, "missing": {COLUMN: number}}``.
+        classes: task -> number of classes.
+        missing_path: the list of what is not on disk.
+        notes: how the files were read.
+    """
+
+    path: str
+    splits: dict[str, dict[str, Any]]
+    classes: dict[str, int]
+    missing_path: str
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def build_manifest(
+    name: str, annotations: Path, media: Path, out: Path, subset: str | None = None, seed: int = 0
+) -> BuildReport:
+    """Builds data set `name`: all its rows, with empty cells for what is not on disk.
+
+    Writes `out`, and beside it ``OUT.missing.csv`` (id, column, a name that was expected) and ``NAME.classes.json``.
+    Files are named relative to `out`'s folder if they lie below it, else absolutely.
+
+    Args:
+        name: of a registered data set.
+        annotations, media: folders.
+        out: ``.parquet``, ``.csv`` or ``.jsonl``.
+        subset: a part of the data set, where it has several.
+        seed: of what is drawn.
+
+    Raises:
+        ConfigError: for an unknown data set or format.
+        DataError: for annotation files that are not as expected.
+    """
+    known = {n: provided.spec for n, provided in registry().datasets.items() if provided.spec.build}
+    if name not in known:
+        raise ConfigError(unknown("data set to build", name, known))
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")
+    built: BuiltData = load_object(known[name].build)(annotations, media, subset, seed)
+    base = Path(os.path.abspath(media))
+    folder = Path(os.path.abspath(out.parent))
+    prefix = f"{base.relative_to(folder)}{os.sep}" if base.is_relative_to(folder) else f"{base}{os.sep}"
+    if base == folder:
+        prefix = ""
+    missing_path = out.with_name(f"{out.name}.missing.csv")
+    classes_file = classes_path(out)
+    write_atomically(missing_path, lambda path: _write_missing(built, path))
+    write_atomically(
+        classes_file, lambda path: path.write_text(json.dumps(built.classes, indent=1, ensure_ascii=False))
+    )
+    write_atomically(out, lambda path: _write(_table(built, prefix), path, out.suffix))
+    return _report(built, out, missing_path)
+
+
+def _table(built: BuiltData, prefix: str) -> pa.Table:
+    arrays = {}
+    for name, cells in built.columns.items():
+        shown = [prefix + cell if cell else "" for cell in cells] if name in built.files else cells
+        try:
+            arrays[name] = pa.array(shown, pa.float64() if name in NUMBERS else pa.string())
+        except UnicodeEncodeError:
+            raise DataError(f"a file name in column {name!r} is not valid UTF-8; rename it") from None
+    return pa.table(arrays)
+
+
+def _write(table: pa.Table, path: Path, suffix: str) -> None:
+    if suffix == ".parquet":
+        pa.parquet.write_table(table, path)
+    elif suffix == ".csv":
+        pa.csv.write_csv(table, path)
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            for row in table.to_pylist():
+                file.write(json.dumps({key: cell for key, cell in row.items() if cell is not None}) + "\n")
+
+
+def _write_missing(built: BuiltData, path: Path) -> None:
+    rows = [
+        (built.columns["id"][i], column, built.expected[i])
+        for column in built.files
+        for i, cell in enumerate(built.columns[column])
+        if not cell
+    ]
+    ids, columns, expected = zip(*rows, strict=True) if rows else ((), (), ())
+    text = pa.string()
+    table = pa.table([pa.array(cells, text) for cells in (ids, columns, expected)], ["id", "column", "expected"])
+    pa.csv.write_csv(table, path)
+
+
+def _report(built: BuiltData, out: Path, missing_path: Path) -> BuildReport:
+    splits: dict[str, dict[str, Any]] = {}
+    for i, split in enumerate(built.columns["split"]):
+        found = splits.setdefault(
+            split, {"rows": 0, "present": dict.fromkeys(built.files, 0), "missing": dict.fromkeys(built.files, 0)}
+        )
+        found["rows"] += 1
+        for column in built.files:
+            found["present" if built.columns[column][i] else "missing"][column] += 1
+    classes = {task: len(names) for task, names in built.classes.items()}
+    return BuildReport(str(out), splits, classes, str(missing_path), built.notes)
