@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from mbt_core.errors import ConfigError, unknown
@@ -104,6 +102,24 @@ class HeadConfig(StrictModel):
     """Weight of a task's loss; 1 if not given."""
     modality_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a modality's loss; 1 if not given."""
+    joint: dict[str, list[str]] = Field(default_factory=dict)
+    """Metrics of several single tasks together, e.g. ``{action: [verb, noun]}``: right if all are."""
+
+    @model_validator(mode="after")
+    def _joint_of_single_tasks(self) -> HeadConfig:
+        for name, members in self.joint.items():
+            where = f"model.head.joint.{check_name(name, 'model.head.joint')}"
+            known = self.tasks or {}
+            if name in known:
+                raise ConfigError(f"{where}: a task has that name already")
+            if len(set(members)) < 2 or len(set(members)) < len(members):
+                raise ConfigError(f"{where}: expected two or more different tasks, came {members}")
+            for task in members:
+                if known and task not in known:
+                    raise ConfigError(f"{where}: {unknown('task', task, known)}")
+                if self.kind_of(task) != "single":
+                    raise ConfigError(f"{where}: task {task!r} is of kind {self.kind_of(task)!r}; expected single ones")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> HeadConfig:
@@ -289,7 +305,7 @@ class DataConfig(StrictModel):
 class TrainConfig(StrictModel):
     """Optimisation."""
 
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     """Decides initial weights, order, windows, augmentation, dropout."""
     steps: int | Auto | None = "auto"
     """Optimiser steps; ``auto``: enough for small data, passes over large data capped."""
@@ -433,57 +449,3 @@ class Experiment(StrictModel):
         given = self.model.model_fields_set & ModelConfig.model_fields.keys()
         fields = {name: getattr(self.model, name) for name in given}
         return MBTConfig(**fields, modalities=self.modalities)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file's mapping. Raises `ConfigError` naming the line."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected KEY: VALUE at the top, came {type(tree).__name__}")
-    return tree
-
-
-def to_yaml(config: StrictModel) -> str:
-    """The resolved configuration as YAML that loads again to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Applies ``KEY.PATH=VALUE`` (the value as YAML) to a copy of `tree`. Raises `ConfigError` for a malformed one."""
-    result = _copy(tree)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise ConfigError(f"--set {assignment!r}: expected KEY.PATH=VALUE, e.g. model.fusion.layer=4")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
-        node = result
-        for key in keys[:-1]:
-            if not isinstance(node.get(key), dict):
-                node[key] = {}
-            node = node[key]
-        node[keys[-1]] = value
-    return result
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid on `base`, mapping by mapping."""
-    result = _copy(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
-
-
-def _copy(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

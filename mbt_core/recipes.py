@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from mbt_core.config import Experiment, apply_sets, check_name, merge, read_yaml
+from mbt_core.config import Experiment, check_name
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
 from mbt_core.schema import validate
+from mbt_core.settings import apply_sets, merge, read_yaml
 
 DEFAULT_WITHOUT_DATA = "demo"
 DEFAULT_WITH_DATA = "small"
@@ -43,13 +45,9 @@ def read_recipe(name: str) -> Recipe:
         if path.suffix in (".yaml", ".yml"):
             raise ConfigError(f"--recipe {name}: no such file")
         raise ConfigError(unknown("recipe", name, recipes) + "; or give a YAML file")
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    header = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        header.append(line.lstrip("#").strip())
-    return Recipe(name, "\n".join(header).strip(), read_yaml(Path(path)))
+    tree = read_yaml(path)
+    header = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+    return Recipe(name, "\n".join(line.lstrip("#").strip() for line in header).strip(), tree)
 
 
 def parse_instances(text: str) -> dict[str, str]:
@@ -93,22 +91,39 @@ def assemble(
     Raises:
         ConfigError: before any work.
     """
+    if data is not None and not Path(data).exists():
+        raise ConfigError(f"--data {data}: no such file or folder")
     chosen = read_recipe(recipe or (DEFAULT_WITH_DATA if data else DEFAULT_WITHOUT_DATA))
-    offered: dict[str, Any] = chosen.tree.get("modalities") or {}
+    offered = _offered(chosen)
     if modalities is None and ((recipe is None and data is not None) or not offered):
         known = ", ".join(sorted(registry().modalities))
         raise ConfigError(
             f"--modalities: missing; known: {known}. For example: --modalities {','.join(offered) or 'NAME'}"
         )
-    instances = parse_instances(modalities) if modalities else {n: (s or {}).get("kind", n) for n, s in offered.items()}
+    own = {name: settings.get("kind", name) for name, settings in offered.items()}
+    instances = own if modalities is None else parse_instances(modalities)
     tree = merge(chosen.tree, {})
     tree["modalities"] = {
-        name: {"kind": kind, **(offered.get(name) or offered.get(kind) or {})} for name, kind in instances.items()
+        name: {"kind": kind, **offered.get(name if own.get(name) == kind else kind, {})}
+        for name, kind in instances.items()
     }
     if data is not None:
-        path = Path(data)
-        if not path.exists():
-            raise ConfigError(f"--data {data}: no such file or folder")
-        tree["data"] = {**(tree.get("data") or {}), "path": str(path.resolve()), "dataset": None}
+        tree = apply_sets(tree, ["data.dataset=null"])
+        tree["data"]["path"] = str(Path(data).resolve())
     tree = apply_sets(tree, [f"{key}={value}" for key, value in overrides if value is not None])
-    return validate(Experiment, apply_sets(tree, sets)), chosen
+    tree = apply_sets(tree, sets)
+    for name in tree["modalities"] if isinstance(tree["modalities"], dict) else ():
+        if name not in instances:
+            raise ConfigError(f"--set modalities.{name}: {unknown('modality', name, instances)}; see --modalities")
+    return validate(Experiment, tree), chosen
+
+
+def _offered(recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """The recipe's settings by instance name or kind. Raises `ConfigError` if they are no settings."""
+    offered = recipe.tree.get("modalities") or {}
+    if not isinstance(offered, dict):
+        raise ConfigError(f"{recipe.name}: modalities: expected NAME: settings, came {offered!r}")
+    for name, settings in offered.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise ConfigError(f"{recipe.name}: modalities.{name}: expected settings as KEY: VALUE, came {settings!r}")
+    return {str(name): settings or {} for name, settings in offered.items()}

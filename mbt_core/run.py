@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,22 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, HeadConfig
+from mbt_core.config import DEFAULT_TASK, Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.check import fit_modalities
-from mbt_core.data.collate import Preprocess
+from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses
 from mbt_core.data.sampler import EvalSampler, TrainSampler
+from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
+from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate
+from mbt_core.evaluate.embed import Embedded, check_out, embed
+from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate, merge, metric_names
 from mbt_core.evaluate.predict import FilePrediction, predict_files
+from mbt_core.evaluate.table import write_predictions
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.plugins import load_object, registry, require
@@ -32,42 +36,10 @@ from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loop import Plan, Trainer, make_plan
 from mbt_core.training.memory import DEFAULT_BATCH, explain_memory, largest_batch
-from mbt_core.training.optimizer import freeze, make_optimizer
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where a run computes.
-
-    Args:
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: per node.
-        nodes: machines.
-        parallel: ``ddp`` or ``fsdp``.
-    """
-
-    device: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    parallel: str = "ddp"
-
-    def fabric(self, precision: str) -> Fabric:
-        """The processes and precision. Raises `ConfigError` for a device that is not there."""
-        accelerator = self.device
-        if accelerator == "auto":
-            accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not there.get(accelerator, False):
-            found = ", ".join(name for name, yes in there.items() if yes)
-            raise ConfigError(f"--device {accelerator}: not available here; available: {found}")
-        strategy = "auto" if self.devices * self.nodes == 1 else self.parallel
-        return Fabric(
-            accelerator=accelerator,
-            devices=self.devices,
-            num_nodes=self.nodes,
-            strategy=strategy,
-            precision="bf16-mixed" if precision == "bf16" else "32-true",
-        )
+from mbt_core.training.optimizer import freeze
+from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
+from mbt_core.training.sharding import whole_model
+from mbt_core.training.state import FILE, read_progress
 
 
 class Run:
@@ -103,7 +75,7 @@ class Run:
         device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> tuple[str, dict[Subset, Evaluation]]:
-        """Evaluates on a split.
+        """Evaluates on a split, and writes ``predictions.parquet`` into the run folder if all modalities are evaluated.
 
         Args:
             data: another manifest; the run's own by default.
@@ -116,15 +88,16 @@ class Run:
         Returns:
             The split, and subset -> evaluation.
         """
-        config = self.experiment.data
-        if data is not None:
-            config = config.model_copy(update={"path": str(data), "root": None})
+        fabric = Hardware(device).fabric(self.experiment.train.precision)
+        config = self.experiment.data if data is None else other_data(self.experiment.data, data)
         manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes)
         split = choose_split(manifest, split)
-        fabric = Hardware(device).fabric(self.experiment.train.precision)
-        found = _evaluate(
-            self.experiment, self.model.to(fabric.device), manifest, split, fabric, views, subsets, progress
-        )
+        losses = manifest.check_missing(split, config.max_missing)
+        model = self.model.to(fabric.device)
+        found = _evaluate(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
+        whole = found.get(tuple(model.modalities))
+        if whole is not None:
+            write_predictions(self.path, whole, manifest, split)
         return split, found
 
     def predict(
@@ -136,11 +109,39 @@ class Run:
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         return list(predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric))
 
+    def embed(
+        self,
+        out: str | Path,
+        data: str | Path | None = None,
+        split: str | None = None,
+        views: int | None = None,
+        device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Embedded:
+        """Writes pooled embeddings of a manifest's rows; see `mbt_core.evaluate.embed.embed`.
+
+        Args:
+            out: ``.parquet``, ``.npz`` or ``.npy``.
+            data: another manifest, with or without labels; the run's own by default.
+            split: whose rows; all by default.
+            views: windows per clip; the experiment's by default.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+            progress: called with (rows done, rows in all).
+        """
+        out = Path(out)
+        check_out(out, self.experiment.modalities)
+        fabric = Hardware(device).fabric(self.experiment.train.precision)
+        config = self.experiment.data if data is None else other_data(self.experiment.data, data)
+        head = self.model.config.head
+        manifest = open_manifest(config, self.model.modalities, head, self.classes, labelled=data is None)
+        return embed(self.model, manifest, split, out, self.experiment, fabric, views, progress)
+
 
 def load(path: str | Path) -> Run:
-    """Opens a run folder. Raises `DataError` if it is none."""
+    """Opens a run folder. Raises `ConfigError` if it is none."""
     folder = RunFolder(path)
-    return Run(folder.path, folder.experiment())
+    experiment, progress = folder.experiment(), read_progress(folder.state)
+    return Run(folder.path, experiment, progress.results if progress else None)
 
 
 def train(
@@ -148,7 +149,7 @@ def train(
     out: str | Path | None = None,
     *,
     resume: bool = False,
-    hardware: Hardware = Hardware(),
+    hardware: Hardware = ONE_DEVICE,
     listeners: Sequence[Listener] = (),
     command: str = "mbt_core.train",
     show_init: Callable[[InitReport], None] | None = None,
@@ -173,19 +174,45 @@ def train(
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
     fresh = not (resume and folder.config_file.exists())
-    experiment = validate(Experiment, experiment) if fresh else folder.experiment()
-    modalities = make_modalities(experiment)
-    manifest = open_manifest(experiment.data, modalities, experiment.model.head)
-    losses = {split: manifest.check_missing(split, experiment.data.max_missing) for split in manifest.splits}
     if fresh:
-        experiment = resolve(experiment, manifest)
-        if experiment.train.batch_size == "auto":
-            experiment.train.batch_size = _fitting_batch(experiment, hardware)
-        folder.start(experiment, command)
-    loggers = [registry().loggers[name].spec for name in experiment.train.loggers]
-    with explain_memory(experiment.train):
-        every = [*listeners, *make_loggers(loggers)]
-        return _train(experiment, manifest, losses["train"], folder, hardware, every, show_init, choose_cache)
+        folder.check_unused()
+    elif (progress := read_progress(folder.state)) is not None and progress.finished:
+        Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
+        return Run(folder.path, folder.experiment(), progress.results)
+    experiment = validate(Experiment, experiment) if fresh else folder.experiment()
+    loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
+    with together(hardware, experiment.train.precision) as team:
+        folder, fresh = team.share(lambda: (folder, fresh))
+        experiment, manifest, losses = _prepare(experiment, fresh, team)
+
+        def start() -> None:
+            if fresh:
+                folder.start(experiment, command)
+
+        every = [*listeners, *loggers] if team.is_first else []
+        with explain_memory(experiment.train):
+            return _train(experiment, manifest, losses, folder, team, Listeners(every), start, show_init, choose_cache)
+
+
+def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experiment, Manifest, dict[str, Losses]]:
+    """The resolved experiment, its data, and what is missing of each split: found by the first process for all."""
+    manifest: Manifest | None = None
+
+    def find() -> tuple[Experiment, dict[str, Losses]]:
+        nonlocal manifest
+        manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
+        require_train(manifest)
+        used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
+        losses = {split: manifest.check_missing(split, experiment.data.max_missing) for split in used}
+        resolved = resolve(experiment, manifest) if fresh else experiment
+        if resolved.train.batch_size == "auto":
+            resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
+        return resolved, losses
+
+    resolved, losses = team.share(find)
+    if manifest is None:
+        manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head)
+    return resolved, manifest, losses
 
 
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
@@ -210,7 +237,8 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
         one = list(manifest.outputs) == [DEFAULT_TASK]
         head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
         head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
-    tree["data"]["path"] = str(manifest.path.resolve())
+    if experiment.data.path is not None:  # else the data set tells it wherever it is used
+        tree["data"]["path"] = str(manifest.path.resolve())
     return validate(Experiment, tree)
 
 
@@ -220,77 +248,81 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
         raise DataError(
             f"{manifest.path} has no labels; expected a column label, or label.TASK for each of several tasks"
         )
-    for task, count in experiment.model.head.outputs.items():
+    head = experiment.model.head
+    for task in [*head.outputs, *(head.task if isinstance(head.task, dict) else ()), *head.task_weights]:
         if task not in manifest.outputs:
             raise ConfigError(f"model.head: {manifest.path}: {unknown('task', task, manifest.tasks)}")
+    for task, count in head.outputs.items():
         if count != manifest.outputs[task]:
             raise ConfigError(
                 f"model.head: {count} classes of task {task!r}, but {manifest.path} has {manifest.outputs[task]}"
             )
 
 
-def _fitting_batch(experiment: Experiment, hardware: Hardware) -> int:
-    fabric = hardware.fabric(experiment.train.precision)
+def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
     model = MBT(experiment.mbt_config())
     with fabric.autocast():
         one = largest_batch(model, Preprocess(model.modalities), fabric.device)
-    return one * hardware.devices * hardware.nodes
+    return one * fabric.world_size
 
 
 def _train(
     experiment: Experiment,
     manifest: Manifest,
-    losses: Losses,
+    losses: Mapping[str, Losses],
     folder: RunFolder,
-    hardware: Hardware,
-    listeners: list[Listener],
+    team: Team,
+    listener: Listener,
+    start: Callable[[], None],
     show_init: Callable[[InitReport], None] | None,
     choose_cache: Callable[..., Cache | None],
 ) -> Run:
+    """`start` makes the run's folder, when nothing that was configured can be found wrong any more."""
     config = experiment.train
-    fabric = hardware.fabric(config.precision)
-    fabric.launch()
-    listener = Listeners(listeners if fabric.is_global_zero else [])
     torch.manual_seed(config.seed)
     model, report = build_with_report(experiment.mbt_config())
-    if show_init is not None and fabric.is_global_zero:
+    if show_init is not None and team.is_first:
         show_init(report)
     model.classes = dict(manifest.classes)
     freeze(model, config)
-    optimizer = make_optimizer(model, config, fabric.device)
-    rows = manifest.splits["train"]
-    monitor = monitored(experiment) if len(manifest.splits.get("val", ())) else None
+    monitor = monitored(experiment) if VAL in manifest.splits else None
     assert isinstance(config.batch_size, int)
-    plan = make_plan(config, len(rows), config.batch_size, monitor)
-    cache = choose_cache(
-        experiment.data, manifest, model.modalities, ("train", "val"), listener.message, listener.decoded
-    )
+    plan = make_plan(config, len(manifest.splits[TRAIN]), config.batch_size, monitor)
+    cache = choose_cache(experiment.data, manifest, model.modalities, (TRAIN, VAL), listener.message, listener.decoded)
+
+    def evaluated(split: str, views: int | None = None, check: Callable[[], None] | None = None) -> dict[str, float]:
+        limit = losses[split] if split == VAL else None  # when it comes to the test split, training is over
+        all_here = whole_model(model)
+        found = _evaluate(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check)
+        evaluation = next(iter(found.values()))
+        if split == TEST and team.is_first:
+            write_predictions(folder.path, evaluation, manifest, split)
+        failed, metrics = team.share(lambda: (evaluation.failed, evaluation.metrics()))
+        trainer.count(failed.items())
+        if limit is not None:
+            limit.add(failed.items())
+        return metrics
+
     trainer = Trainer(
-        fabric,
+        team,
         experiment,
         folder,
         model,
         Preprocess(model.modalities),
-        optimizer,
         plan,
         listener,
-        _validator(experiment, model, manifest, fabric, cache) if monitor else None,
+        (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if monitor else None,
         lambda row: manifest.row(row).id,
-        losses,
+        losses[TRAIN],
     )
-    if (folder.state / "state.safetensors").exists():
+    if (folder.state / FILE).exists():
         trainer.resume()
-    if trainer.progress.finished:
-        listener.message(f"{folder.path} is finished already, after {trainer.progress.step} steps")
-        return Run(folder.path, experiment, trainer.progress.results)
+    elif team.is_first:
+        start()
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
     progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache))
     trainer.load_best()
-    if len(manifest.splits.get("test", ())):
-        found = _evaluate(experiment, model, manifest, "test", fabric, None, (), None)
-        progress.results = next(iter(found.values())).metrics()
-    progress.finished = True
-    trainer.save()
+    trainer.finish(evaluated(TEST) if TEST in manifest.splits else {})
     listener.run_end(progress.step, progress.results)
     return Run(folder.path, experiment, progress.results)
 
@@ -298,7 +330,7 @@ def _train(
 def _train_loader(
     experiment: Experiment, model: MBT, manifest: Manifest, trainer: Trainer, plan: Plan, cache: Cache | None
 ) -> Any:
-    config, fabric = experiment.train, trainer.fabric
+    config, team = experiment.train, trainer.team
     dataset = _dataset(experiment, model, manifest, training=True, cache=cache)
     sampler = TrainSampler(
         manifest.splits["train"],
@@ -306,11 +338,11 @@ def _train_loader(
         plan.steps,
         config.seed,
         start_step=trainer.progress.step,
-        rank=fabric.global_rank,
-        world=fabric.world_size,
+        rank=team.rank,
+        world=team.world,
         weights=manifest.balanced_weights("train") if experiment.data.sampler == "balanced" else None,
     )
-    return make_loader(dataset, sampler, experiment.data.workers, fabric.device)
+    return make_loader(dataset, sampler, experiment.data.workers, team.fabric.device)
 
 
 def _dataset(
@@ -341,22 +373,31 @@ def _evaluate(
     model: MBT,
     manifest: Manifest,
     split: str,
-    fabric: Fabric,
+    team: Team,
     views: int | None,
     subsets: Sequence[Subset],
     progress: Callable[[int, int], None] | None,
+    losses: Losses | None,
     cache: Cache | None = None,
     check: Callable[[], None] | None = None,
 ) -> dict[Subset, Evaluation]:
-    config = experiment.evaluate
+    """With several processes the first one's has all rows, the others' their own."""
+    config, device = experiment.evaluate, team.fabric.device
     views = views or config.views
     manifest.require_labels(split)
     rows = manifest.rows(split)
     dataset = _dataset(experiment, model, manifest, training=False, views=views, cache=cache)
     trained = experiment.train.batch_size
     batch_size = config.batch_size or (trained if isinstance(trained, int) else DEFAULT_BATCH)
-    sampler = EvalSampler(rows, max(1, batch_size // views), rank=fabric.global_rank, world=fabric.world_size)
-    loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
+    sampler = EvalSampler(rows, max(1, batch_size // views // team.world), team.rank, team.world)
+    most = max(team.gather_everywhere(len(sampler)))
+    loader = make_loader(dataset, sampler, experiment.data.workers, device)
+
+    def batches() -> Iterator[Batch]:
+        for batch in loader:
+            if losses is not None:
+                losses.add(batch.errors)
+            yield batch.to(device)
 
     def report(done: int) -> None:
         if check:
@@ -365,25 +406,19 @@ def _evaluate(
             progress(done, len(rows))
 
     model.eval()
-    return evaluate(
+    found = evaluate(
         model,
-        Preprocess(model.modalities).to(fabric.device),
-        (batch.to(fabric.device) for batch in loader),
+        Preprocess(model.modalities).to(device),
+        batches(),
         config,
         subsets=subsets,
-        autocast=fabric.autocast,
+        autocast=team.fabric.autocast,
         progress=report,
     )
-
-
-def _validator(
-    experiment: Experiment, model: MBT, manifest: Manifest, fabric: Fabric, cache: Cache | None
-) -> Callable[[Callable[..., None]], dict[str, float]]:
-    def run(check: Callable[..., None]) -> dict[str, float]:
-        found = _evaluate(experiment, model, manifest, "val", fabric, 1, (), None, cache, check)
-        return with_mean(next(iter(found.values())).metrics(), experiment)
-
-    return run
+    for _ in range(most - len(sampler)):
+        report(len(sampler.rows))  # the others have a batch more
+    parts = team.gather(found)
+    return {subset: merge([part[subset] for part in parts]) for subset in found} if len(parts) > 1 else found
 
 
 def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:
@@ -391,15 +426,20 @@ def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, fl
     head = experiment.model.head
     if head.tasks is None:
         return metrics
-    return metrics | {"mean": sum(metrics[f"{t}/{MAIN[head.kind_of(t)]}"] for t in head.tasks) / len(head.tasks)}
+    each = [metrics.get(f"{task}/{MAIN[head.kind_of(task)]}", math.nan) for task in head.tasks]
+    return metrics | {"mean": sum(each) / len(each)}
 
 
 MAIN = {"single": "top1", "multilabel": "mAP", "regression": "r2"}
 
 
 def monitored(experiment: Experiment) -> str:
-    """The metric that chooses the best weights."""
-    head = experiment.model.head
-    if experiment.train.monitor != "auto":
-        return experiment.train.monitor
-    return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
+    """The metric that chooses the best weights. Raises `ConfigError` for one that there is not."""
+    head, chosen = experiment.model.head, experiment.train.monitor
+    if chosen == "auto":
+        return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
+    sources = experiment.modalities if experiment.model.pool != "mean-joint" else ()
+    known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else [])]
+    if chosen not in known:
+        raise ConfigError(f"train.monitor: {unknown('metric', chosen, known)}")
+    return chosen

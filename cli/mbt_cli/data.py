@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mbt_cli.output import fail, note, print_json, show, table
-from mbt_cli.train import SetOption
+from mbt_cli.train import ModalitiesOption, RecipeOption, SetOption
 
 app = typer.Typer(
     help="Make, check and prepare data.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -59,6 +59,100 @@ def build(
     note(f"what is missing is listed in {report.missing_path}")
 
 
+@app.command("pack")
+def pack(
+    data: Annotated[str, typer.Argument(help="Manifest, or folder with one sub-folder per class.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the shards; go on where it was interrupted.", show_default=False)
+    ],
+    modalities: ModalitiesOption = None,
+    fps: Annotated[float, typer.Option(help="Most frames a second; videos with fewer keep all.")] = 25.0,
+    short_side: Annotated[int, typer.Option(help="Shorter side of the frames in pixels.")] = 256,
+    quality: Annotated[int, typer.Option(help="Of the JPEGs, 1 to 100.")] = 85,
+    window: Annotated[float, typer.Option(help="Seconds of the longest window that will be read.")] = 8.0,
+    shard_size: Annotated[int, typer.Option(help="Rows of a shard.")] = 256,
+    part: Annotated[str, typer.Option(help="i/n: only the i-th of n parts, for array jobs.")] = "0/1",
+    root: Annotated[
+        str | None, typer.Option(help="What the manifest's paths are relative to.", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; one per core.", min=1, show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Pack clips into shards (WebDataset tar files), of which training reads only the frames that it needs."""
+    from mbt_core.config import DataConfig
+    from mbt_core.data.packing import pack as run_pack
+    from mbt_core.errors import ConfigError
+    from mbt_core.plugins import registry
+    from mbt_core.recipes import parse_instances
+
+    wanted = modalities or default_modalities(data)
+    if wanted is None:
+        raise ConfigError(f"{data}: no such file or folder, or nothing in it that a modality reads")
+    numbers = part.split("/")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise ConfigError(f"--part {part}: expected i/n, e.g. 3/16")
+    reads = {name: registry().modality_class(kind).reads for name, kind in parse_instances(wanted).items()}
+    report = run_pack(
+        Path(data),
+        reads,
+        DataConfig(root=root),
+        out,
+        fps=fps,
+        short_side=short_side,
+        quality=quality,
+        window=window,
+        shard_size=shard_size,
+        part=(int(numbers[0]), int(numbers[1])),
+        workers=workers,
+        progress=lambda done, total: note(f"{done} of {total} shards"),
+    )
+    if as_json:
+        print_json(report.as_json())
+        return
+    found = report.as_json() | {"size": f"{report.nbytes / 1e9:.2f} GB"}
+    shown = ("shards", "shards_done", "rows", "frames", "size", "missing", "unreadable")
+    show(table([key.replace("_", " ") for key in shown], [[str(found[key]) for key in shown]]))
+    for line in report.examples:
+        note(line)
+
+
+@app.command("stats")
+def stats(
+    data: Annotated[str, typer.Argument(help="Manifest, folder with one sub-folder per class, or shards.")],
+    modalities: ModalitiesOption = None,
+    recipe: RecipeOption = None,
+    sets: SetOption = None,
+    split: Annotated[str, typer.Option(help="Whose rows.")] = "train",
+    limit: Annotated[int | None, typer.Option(help="Rows to look at; all.", min=1, show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Mean and deviation of the inputs (of spectrograms, of pixels), and how often each class comes."""
+    from mbt_core.recipes import assemble
+
+    chosen = modalities or (None if recipe else default_modalities(data))
+    experiment, _ = assemble(chosen, recipe, data, sets or ())
+    from mbt_core.data.check import fit_modalities
+    from mbt_core.data.stats import statistics
+    from mbt_core.run import make_modalities, open_manifest
+
+    manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
+    experiment.modalities = fit_modalities(manifest, experiment.modalities)
+    report = statistics(manifest, make_modalities(experiment), experiment.data, split, limit=limit)
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        [name, str(found["clips"]), f"{found.get('mean', float('nan')):g}", f"{found.get('std', float('nan')):g}"]
+        for name, found in report["modalities"].items()
+    ]
+    show(table(["modality", "clips", "mean", "std"], rows))
+    for task, counts in report["classes"].items():
+        ordered = sorted(counts.items(), key=lambda item: -item[1])
+        show(table([task, "rows"], [[name, str(count)] for name, count in ordered]))
+    if report["failed"]:
+        note(f"{report['failed']} of {report['rows']} rows could not be read")
+
+
 @app.command("check")
 def check(
     data: Annotated[str, typer.Argument(help="Manifest, folder with one sub-folder per class, or shards.")],
@@ -72,7 +166,7 @@ def check(
     """Open every file of a data set and report what is there, missing or unreadable."""
     from mbt_core.recipes import assemble
 
-    experiment, _ = assemble(modalities or default_modalities(), None, data, sets or ())
+    experiment, _ = assemble(modalities or default_modalities(data), None, data, sets or ())
     from mbt_core.data.check import check as run_check
     from mbt_core.run import make_modalities, open_manifest
 
@@ -87,11 +181,19 @@ def check(
         fail(f"{bad} files are missing or unreadable", 1)
 
 
-def default_modalities() -> str:
-    """All installed kinds that miss nothing."""
+def default_modalities(data: str) -> str | None:
+    """Kinds with a column of their own, and where there are shared files those of the recipe for one's own data."""
+    from mbt_core.data.tables import read_table
     from mbt_core.plugins import missing, registry
+    from mbt_core.recipes import DEFAULT_WITH_DATA, read_recipe
 
-    return ",".join(kind for kind, provided in registry().modalities.items() if not missing(provided.spec))
+    if not Path(data).exists():
+        return None
+    columns = read_table(Path(data), lambda name: name == "id")[1]
+    shared = read_recipe(DEFAULT_WITH_DATA).tree["modalities"] if "path" in columns else ()
+    usable = [kind for kind, provided in registry().modalities.items() if not missing(provided.spec)]
+    found = [kind for kind in usable if kind in shared or {kind, f"{kind}.path"} & set(columns)]
+    return ",".join(found) or None
 
 
 def _show(report: dict[str, Any]) -> None:

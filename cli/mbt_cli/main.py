@@ -52,6 +52,12 @@ class LazyGroup(TyperGroup):
             # whoever read our output has gone (`mbt ... | head`): nothing to say, and nobody to say it to
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except Exception as error:
+            # what has an exit code of its own is wrong usage, which is told further up
+            if ctx.params.get("debug") or hasattr(error, "exit_code") or isinstance(error, typer.Abort):
+                raise
+            what = f"{type(error).__name__}: {error}"
+            fail(f"this should not have happened: {what}\nmbt --debug {ctx.invoked_subcommand} ... shows where", 1)
 
 
 def _stub(spec: CommandSpec) -> Any:

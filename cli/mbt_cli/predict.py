@@ -11,6 +11,7 @@ from mbt_cli.output import fail, note, print_json, show, table
 from mbt_cli.train import DeviceOption
 
 if TYPE_CHECKING:
+    from mbt_core.config import HeadConfig
     from mbt_core.evaluate.predict import FilePrediction
 
 
@@ -28,26 +29,28 @@ def predict(
     """Classify media files with whatever modalities each has."""
     from mbt_core.run import load
 
-    predictions = load(run).predict(files, top, every, device)
+    opened = load(run)
+    predictions = opened.predict(files, top, every, device)
     if as_json:
         print_json([p.as_json() for p in predictions])
     else:
         for prediction in predictions:
-            _show(prediction)
+            _show(prediction, opened.experiment.model.head)
     failed = sum(p.error is not None for p in predictions)
     if failed:
         fail(f"{failed} of {len(predictions)} could not be classified", 1)
 
 
-def _show(prediction: FilePrediction) -> None:
+def _show(prediction: FilePrediction, head: HeadConfig) -> None:
     if prediction.error is not None:
         note(f"{prediction.file}: {prediction.error}")
         return
     place = "" if prediction.start is None else f"  {prediction.start:.1f}-{prediction.end:.1f} s"
     show(f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})")
     for task, best in prediction.top.items():
-        shares = all(0 <= score <= 1 for _, score in best)  # not so the numbers of a regression
-        rows = [[label, f"{score:.3f}", ("█" * round(20 * score) or "▏") if shares else ""] for label, score in best]
-        made = table([task, "score", ""], rows)
+        if head.kind_of(task) == "regression":
+            show(table([task, "value"], [[label, f"{value:.4g}"] for label, value in best]))
+            continue
+        made = table([task, "score", ""], [[label, f"{p:.3f}", "█" * round(20 * p) or "▏"] for label, p in best])
         made.columns[2].justify = "left"
         show(made)

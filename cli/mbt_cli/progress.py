@@ -43,6 +43,10 @@ class Progress(Listener):
         self.task = self.bar.add_task("", total=total, completed=done)
         self.bar.start()
 
+    def close(self) -> None:
+        """Gives the terminal back, however the run ended."""
+        self._stop_bar()
+
     def _stop_bar(self) -> None:
         if self.bar is not None:
             self.bar.stop()

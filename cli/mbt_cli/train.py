@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,7 +11,10 @@ import typer
 from mbt_cli.output import fail, metrics_table, note, show, table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mbt_core.pretrained import InitReport
+    from mbt_core.training.folder import RunFolder
 
 ModalitiesOption = Annotated[
     str | None, typer.Option("--modalities", "-m", help="NAME or NAME=KIND, separated by commas.", show_default=False)
@@ -39,10 +43,13 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty. Default: runs/NAME.", show_default=False)
     ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.", show_default=False)] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(help="Run folder to go on with; with the same --out: if it is there.", show_default=False),
+    ] = None,
     device: DeviceOption = "auto",
-    devices: Annotated[int, typer.Option(help="Devices per machine.", min=1)] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    devices: Annotated[int, typer.Option(help="Devices per machine (torchrun and srun say it).", min=1)] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines (torchrun and srun say it).", min=1)] = 1,
     parallel: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
     precision: Annotated[str | None, typer.Option(help="32 or bf16.", show_default=False)] = None,
     show_init: Annotated[bool, typer.Option(help="Show what each part of the model starts from.")] = False,
@@ -58,21 +65,23 @@ def train(
     from mbt_core.errors import ConfigError
     from mbt_core.recipes import assemble
     from mbt_core.training.folder import RunFolder, command_line
+    from mbt_core.training.launch import place
 
     if parallel not in ("ddp", "fsdp"):
         raise ConfigError(f"--parallel {parallel}: expected ddp or fsdp")
-    if resume is not None:
-        folder = RunFolder(resume)
-        if out is not None or recipe or data or sets or modalities:
-            raise ConfigError("--resume goes on with a run as it was configured; leave the other settings out")
+    first = place().rank == 0  # the others of several processes stay silent
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, not in C++ frames
+    settings = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets}
+    folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--tune": tune})
+    if folder is not None and goes_on:
         experiment = folder.experiment()
     else:
         flags = [("train.precision", precision), ("train.tune", tune)]
         experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
         name = f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}"
-        folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), name)
+        folder = folder or RunFolder.named(Path("runs"), name)
         folder.check_unused()
-        if not quiet:
+        if first and not quiet:
             note(f"recipe {chosen.name}: {summary(experiment)}")
             if experiment.data.path is None and experiment.data.dataset is not None:
                 note(f"data set {experiment.data.dataset}: made on first use, then kept in the cache")
@@ -81,24 +90,56 @@ def train(
     from mbt_core.run import train as run_training
     from mbt_core.training.loop import Interrupted
 
-    progress = [] if quiet else [Progress()]
+    progress = Progress()
     hardware = Hardware(device, devices, nodes, parallel)
     try:
         run = run_training(
             experiment,
             folder.path,
-            resume=resume is not None,
+            resume=goes_on,
             hardware=hardware,
-            listeners=progress,
+            listeners=[progress] if first and not quiet else [],
             command=command_line(),
             show_init=_show_init if show_init else None,
         )
     except Interrupted as stop:
+        if not first:
+            raise typer.Exit(stop.exit_code) from None
         fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
+    finally:
+        progress.close()
+    if not first:
+        return
     if run.results:
         show(f"test split, {run.path}", metrics_table(run.results, list(experiment.modalities)))
     else:
         show(f"no test split; the model is in {run.path}")
+
+
+def _folder(out: Path | None, resume: Path | None, settings: Mapping[str, object]) -> tuple[RunFolder | None, bool]:
+    """The run folder, if one is named, and whether to go on with the run in it.
+
+    With ``--out RUN --resume RUN``, and with ``--out RUN`` after a restart by `torchrun`, it is gone on with if it is
+    there, as it was configured, and else started.
+    """
+    from mbt_core.errors import ConfigError
+    from mbt_core.training.folder import RunFolder
+    from mbt_core.training.launch import may_restart, restarted
+
+    if out is None and resume is None and may_restart():
+        raise ConfigError("torchrun --max-restarts: give --out RUN, so that a restart finds its run")
+    if out is not None and (resume == out or restarted()):
+        folder = RunFolder(out)
+        return folder, folder.config_file.exists()
+    if resume is None:
+        return None if out is None else RunFolder(out), False
+    given = [name for name, value in {**settings, "--out": out}.items() if value]
+    if given:
+        raise ConfigError(
+            f"--resume goes on with a run as it was configured; leave out {', '.join(given)}. To start it if it is not "
+            f"there yet: --out {resume} --resume {resume}"
+        )
+    return RunFolder(resume), True
 
 
 def _show_init(report: InitReport) -> None:

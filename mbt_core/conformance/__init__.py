@@ -8,26 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
+from mbt_core.conformance.result import Result
 from mbt_core.plugins import registry
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of one check.
-
-    Args:
-        check: its name.
-        status: ``skipped`` where an earlier check's fault leaves nothing to check.
-        message: what is checked; of a fault, what is wrong and what to do.
-    """
-
-    check: str
-    status: Literal["ok", "fault", "skipped"]
-    message: str
 
 
 class ConformanceTests:

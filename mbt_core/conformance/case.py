@@ -123,7 +123,7 @@ class Case:
 
     @cached_property
     def model(self) -> MBT:
-        """A small model of this modality alone, in evaluation and float64, whose output depends on everything."""
+        """A small model of this modality alone, in evaluation, whose output depends on everything."""
         config = {
             "modalities": {NAME: self.config},
             "backbone": {"dim": DIM, "depth": 2, "heads": 2},
@@ -131,15 +131,14 @@ class Case:
             "head": {"classes": 3},
         }
         with seeded(0):
-            model = MBT(config).double().eval()
+            model = MBT(config).eval()
             for parameter in model.head.parameters():
                 torch.nn.init.normal_(parameter)
         return model
 
     def logits(self, x: Tensor, mask: Tensor | None = None, present: Tensor | None = None) -> Tensor:
         """[B, 3]: the model's answer to what the preprocessor gave."""
-        given = x.double() if x.is_floating_point() else x
-        out = self.model({NAME: (given, mask)}, None if present is None else {NAME: present})
+        out = self.model({NAME: (x, mask)}, None if present is None else {NAME: present})
         logits: Tensor = out.logits
         return logits
 
@@ -161,13 +160,13 @@ def equal(one: Any, two: Any) -> bool:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Python's, numpy's and torch's global generators from `seed`; as they were afterwards."""
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - it is what plugins may wrongly use
+    python, legacy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
+        np.random.seed(seed)
         torch.manual_seed(seed)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(legacy)  # noqa: NPY002
+            np.random.set_state(legacy)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from mbt_core.conformance import Result
 from mbt_core.conformance.case import Case, Fault
 from mbt_core.conformance.declarations import check_card, check_contract, check_fit, check_help, check_imports
 from mbt_core.conformance.reading import (
@@ -15,6 +14,7 @@ from mbt_core.conformance.reading import (
     check_preprocessor,
     check_samples,
 )
+from mbt_core.conformance.result import Result
 from mbt_core.conformance.tokens import (
     check_absence,
     check_adapt,
@@ -23,6 +23,7 @@ from mbt_core.conformance.tokens import (
     check_padding,
     check_pictures,
 )
+from mbt_core.errors import ConfigError, MBTError
 
 Check = Callable[[Case], None]
 
@@ -56,8 +57,13 @@ def run(case: Case) -> list[Result]:
     Raises:
         ConfigError: for wrong settings, or if something that the kind requires is not installed.
     """
-    assert case.given
-    assert case.modality_class
+    try:
+        assert case.given
+        assert case.modality_class
+    except ConfigError:
+        raise
+    except MBTError:  # what cannot be loaded is for the checks to tell
+        pass
     results: list[Result] = []
     seen: dict[str, str] = {}
     for name, check in CHECKS.items():
@@ -78,6 +84,8 @@ def run(case: Case) -> list[Result]:
 
 
 def _told(error: Exception) -> str:
-    """An error with the place where it was raised."""
+    """An error, and where it was raised unless it is one that is made for users."""
+    if isinstance(error, MBTError):
+        return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"

@@ -9,7 +9,6 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mbt_core.conformance.case import DIM, Case, Fault, named
 from mbt_core.kernels import VitWeights
@@ -35,26 +34,20 @@ def check_grid(case: Case) -> None:
     tokens = tokenizer(*case.inputs(samples))
     if not isinstance(tokens, Tokens):
         raise Fault(f"the tokenizer returns a {type(tokens).__name__}, expected Tokens")
-    B, N, D = _sizes(tokens.x)
-    if (B, D) != (len(samples), DIM):
+    if tokens.x.ndim != 3 or (len(tokens.x), tokens.x.shape[2]) != (len(samples), DIM):
         raise Fault(f"tokens are {list(tokens.x.shape)}, expected [{len(samples)}, N, {DIM}]")
+    number = tokens.x.shape[1]
     count = math.prod(grid)
     if tokens.mask is None:
-        if N != count:
-            raise Fault(f"{N} tokens, but the grid {grid} has {count} places")
+        if number != count:
+            raise Fault(f"{number} tokens, but the grid {grid} has {count} places")
         return
-    if tokens.mask.shape != (B, N):
-        raise Fault(f"the tokens' mask is {list(tokens.mask.shape)}, expected {[B, N]}")
-    if N > count or (len(grid) > 1 and N != count):
-        raise Fault(f"{N} tokens with a mask, but the grid {grid} has {count} places")
+    if tokens.mask.shape != tokens.x.shape[:2]:
+        raise Fault(f"the tokens' mask is {list(tokens.mask.shape)}, expected {list(tokens.x.shape[:2])}")
+    if number > count or (len(grid) > 1 and number != count):
+        raise Fault(f"{number} tokens with a mask, but the grid {grid} has {count} places")
     if not tokens.mask.any(1).all():
         raise Fault("a sample without any real token; give every sample at least one, also the blank")
-
-
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    if x.ndim != 3:
-        raise Fault(f"tokens are {list(x.shape)}, expected [B, N, {DIM}]")
-    return x.shape[0], x.shape[1], x.shape[2]
 
 
 def check_padding(case: Case) -> None:
@@ -148,7 +141,7 @@ def check_pictures(case: Case) -> None:
                 raise Fault("draw changes the sample")
         if not (len(picture.stills) or len(picture.frames) or picture.html):
             raise Fault("draw shows nothing; return Picture(stills=[...]) or Picture(html=...)")
-        for image in (*picture.stills, *picture.frames):
-            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or 0 in image.shape:
-                came = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+        for image in map(np.asarray, (*picture.stills, *picture.frames)):
+            if image.dtype != np.uint8 or image.shape[2:] != (3,) or 0 in image.shape:
+                came = f"{image.dtype} {list(image.shape)}"
                 raise Fault(f"draw gives a picture that is {came}, expected uint8 [H, W, 3]")

@@ -22,7 +22,7 @@ from mbt_core.data.machine import cores, free_memory, processes_here
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, DataError
 from mbt_core.files import write_atomically
-from mbt_core.media import Clip, MediaError, exists, open_clip
+from mbt_core.media import Clip, MediaError, exists, file_of, open_clip
 from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
 
@@ -246,7 +246,7 @@ class Cache:
     def _load(self, entry: Entry) -> MemoryClip:
         """The entry from its file, which is made if it is not there or damaged."""
         assert self.folder is not None
-        stat = os.stat(entry.path)
+        stat = os.stat(file_of(entry.path))
         key = {
             "version": VERSION,
             "file": [os.path.realpath(entry.path), stat.st_mtime_ns, stat.st_size],

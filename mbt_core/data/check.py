@@ -156,12 +156,12 @@ def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, index: i
             found |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
             continue
         with open_clip(path, timeout=timeout, fps=row.fps) as clip:
-            found |= {name: _describe(clip, reads[name]) for name in wanted}
+            found |= {name: _describe(clip, reads[name], row.start or 0.0) for name in wanted}
     return found
 
 
-def _describe(clip: Clip, reads: str) -> _Found:
-    """Opens the clip and reads its beginning."""
+def _describe(clip: Clip, reads: str, start: float) -> _Found:
+    """Opens the clip and reads what there is at `start` seconds."""
     try:
         if not clip.has(reads):
             return _Found("absent")
@@ -171,7 +171,7 @@ def _describe(clip: Clip, reads: str) -> _Found:
             found.size, found.frame_rate = (width, height), clip.frame_rate
         elif reads == "waveform" and clip.sample_rate is not None:
             found.sample_rate = clip.sample_rate
-            clip.waveform(0.0, BEGINNING, found.sample_rate)
+            clip.waveform(start, start + BEGINNING, found.sample_rate)
         elif reads == "array":
             found.size = clip.shape
     except (DataError, OSError) as error:

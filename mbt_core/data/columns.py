@@ -22,10 +22,16 @@ Columns = Mapping[str, pa.LargeStringArray]
 
 @dataclass(frozen=True)
 class SourceColumns:
-    """Where a modality's sources are: a column of files, a column of texts, or both (a text wins)."""
+    """Where a modality's sources are: a column of files, a column of texts, or both (a text wins).
+
+    Args:
+        files, texts: the columns.
+        name: of the column of files.
+    """
 
     files: pa.LargeStringArray | None
     texts: pa.LargeStringArray | None = None
+    name: str = ""
 
 
 def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
@@ -124,14 +130,14 @@ def find_sources(name: str, reads: str, columns: Columns, path: Path, found: Seq
                 f"{path}: nothing for modality {name!r}: expected a column {name!r} (texts) or '{name}.path' (files)."
                 f"{nearest(name, found)} Columns found: {_listed(found)}"
             )
-        return SourceColumns(own_path, own)
-    files = next((c for c in (own, own_path, columns.get("path")) if c is not None), None)
-    if files is None:
+        return SourceColumns(own_path, own, f"{name}.path")
+    column = next((c for c in (name, f"{name}.path", "path") if c in columns), None)
+    if column is None:
         raise DataError(
             f"{path}: nothing for modality {name!r}: expected a column {name!r} (its own files) or 'path' (files that "
             f"modalities share).{nearest(name, found)} Columns found: {_listed(found)}"
         )
-    return SourceColumns(files)
+    return SourceColumns(columns[column], None, column)
 
 
 def _listed(found: Sequence[str]) -> str:

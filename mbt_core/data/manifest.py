@@ -27,9 +27,10 @@ from mbt_core.data.columns import (
 )
 from mbt_core.data.labels import TASK_PREFIX, Classes, Kinds, Labels, find_tasks, read_labels
 from mbt_core.data.missing import Losses, check_missing
+from mbt_core.data.shards import is_packed
 from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
-from mbt_core.errors import DataError, unknown
+from mbt_core.errors import ConfigError, DataError, unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Manifest:
         kinds: Kinds = None,
         labelled: bool = True,
     ) -> Self:
-        """Reads a CSV, TSV, Parquet or JSONL file, or a folder ``DIR/[split/]CLASS/file``.
+        """Reads a CSV, TSV, Parquet or JSONL file, a folder ``DIR/[split/]CLASS/file``, or a folder of shards.
 
         Args:
             path: the file or folder.
@@ -120,6 +121,8 @@ class Manifest:
             DataError: if anything in it is not as expected; the message names the row.
         """
         path = Path(path).expanduser()
+        if is_packed(path):  # made of what others packed: nothing outside of it is to be read
+            config = config.model_copy(update={"root": None, "confine": True})
         fixed = {*COLUMNS, config.group, *reads, *(f"{name}.path" for name in reads)}
         table, found = read_table(path, lambda name: name in fixed or name.startswith(TASK_PREFIX))
         return cls.from_table(table, path, reads, config, classes, kinds, labelled, found=found)
@@ -244,6 +247,14 @@ class Manifest:
         """The distinct columns that name files."""
         return list({id(c.files): c.files for c in self._sources.values() if c.files is not None}.values())
 
+    def served(self) -> dict[str, list[str]]:
+        """Column that names files -> the modalities that it serves."""
+        found: dict[str, list[str]] = {}
+        for modality, columns in self._sources.items():
+            if columns.files is not None:
+                found.setdefault(columns.name, []).append(modality)
+        return found
+
     def check_missing(self, split: str, max_missing: float) -> Losses:
         """Looks for each file that a split names; see `mbt_core.data.missing.check_missing`."""
         return check_missing(self, split, max_missing)
@@ -252,7 +263,7 @@ class Manifest:
 def _root(path: Path, config: DataConfig) -> Path:
     root = Path(config.root).expanduser() if config.root is not None else path if path.is_dir() else path.parent
     if not root.is_dir():
-        raise DataError(f"data.root: {root} is no folder")
+        raise ConfigError(f"data.root: {root} is no folder")
     return root.resolve() if config.confine else Path(os.path.abspath(root))
 
 
@@ -295,7 +306,7 @@ def _splits(
     groups = None
     if config.group is not None:
         if config.group not in columns:
-            raise DataError(f"{path}: data.group: {unknown('column', config.group, found)}")
+            raise ConfigError(f"{path}: data.group: {unknown('column', config.group, found)}")
         # a row without a group is one of its own
         codes, names = encode(pc.if_else(pc.equal(columns[config.group], ""), ids, columns[config.group]))
         groups = Groups(codes, names)

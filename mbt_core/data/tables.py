@@ -16,6 +16,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
+from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
@@ -36,6 +37,8 @@ def read_table(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     Raises:
         DataError: for a file that is missing, empty, malformed, or of another format.
     """
+    if path.is_dir() and is_packed(path):
+        return read_shards(path, wanted)
     if path.is_dir():
         table = read_folder(path)
         return table, table.column_names

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from mbt_core.config import EvaluateConfig, HeadConfig, TaskKind
 from mbt_core.data.collate import Batch
+from mbt_core.evaluate.metrics import joint_metrics, task_metrics
 from mbt_core.evaluate.metrics import metric_names as task_metrics_of
-from mbt_core.evaluate.metrics import task_metrics
 from mbt_core.model import MBT, Prediction
 from mbt_core.model.loss import by_task, dense_targets, task_loss
 
@@ -58,19 +58,47 @@ class Evaluation:
                 for name, value in task_metrics(kind, values[here], self.targets[task][here]).items():
                     label = name if single else f"{task}/{name}"
                     found[f"{label}[{source}]" if source else label] = value
+            for joint, tasks in self.head.joint.items():
+                both = joint_metrics([logits[t][here] for t in tasks], [self.targets[t][here] for t in tasks])
+                found |= {f"{joint}/{n}[{source}]" if source else f"{joint}/{n}": v for n, v in both.items()}
         if len(self.index):
             found["loss"] = float(torch.stack(losses).mean())
         return found
 
 
+def merge(parts: Sequence[Evaluation]) -> Evaluation:
+    """What several processes have evaluated as one, in the order of the rows."""
+    failed = {row: message for part in parts for row, message in part.failed.items()}
+    filled = [part for part in parts if len(part.index)] or parts[:1]
+    index = torch.cat([part.index for part in filled])
+    order = index.argsort()
+
+    def together(of: Callable[[Evaluation], Tensor]) -> Tensor:
+        return torch.cat([of(part) for part in filled])[order]
+
+    first = filled[0]
+    return Evaluation(
+        index[order],
+        {
+            source: {task: together(lambda part, s=source, t=task: part.logits[s][t]) for task in tasks}  # type: ignore[misc]
+            for source, tasks in first.logits.items()
+        },
+        {task: together(lambda part, t=task: part.targets[t]) for task in first.targets},  # type: ignore[misc]
+        {name: together(lambda part, n=name: part.present[n]) for name in first.present},  # type: ignore[misc]
+        first.head,
+        dict(sorted(failed.items())),
+    )
+
+
 def metric_names(head: HeadConfig, modalities: Iterable[str]) -> list[str]:
     """Names of all that `Evaluation.metrics` of a whole model can have."""
-    found = []
+    found: list[str] = []
+    modalities = list(modalities)
     for task, outputs in head.outputs.items():
         for name in task_metrics_of(head.kind_of(task), outputs):
-            label = name if head.tasks is None else f"{task}/{name}"
-            found += [label, *(f"{label}[{modality}]" for modality in modalities)]
-    return [*found, "loss"]
+            found.append(name if head.tasks is None else f"{task}/{name}")
+    found += [f"{joint}/{name}" for joint in head.joint for name in ("top1", "top5")]
+    return [*found, *(f"{label}[{modality}]" for label in found for modality in modalities), "loss"]
 
 
 def forward(model: Callable[..., Prediction], preprocess: nn.Module, batch: Batch) -> Prediction:

@@ -5,12 +5,18 @@ Shapes: N examples, C classes of a task.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 from torchmetrics.functional.regression import mean_absolute_error, r2_score
 
 from mbt_core.config import TaskKind
+
+TIE = 1e-12
+"""Difference of log probabilities that is rounding."""
 
 
 def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str, float]:
@@ -48,6 +54,29 @@ def metric_names(kind: TaskKind, outputs: int) -> list[str]:
 def lower_is_better(name: str) -> bool:
     """Whether a metric (``loss``, ``TASK/mae``, ``mae[NAME]`` ...) is better the lower it is."""
     return name.partition("[")[0].rpartition("/")[2] in ("loss", "mae")
+
+
+def joint_metrics(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:
+    """``top1`` and ``top5`` of several single tasks together, all combinations ranked by the product of probabilities.
+
+    ``top1`` is the share of examples whose tasks are all right. The reference's "action" of a verb and a noun.
+
+    Args:
+        logits: [N, C] of each task, with the same N.
+        targets: class indices [N] of each task.
+    """
+    if not len(targets[0]):
+        return {}
+    log_p = [values.double().log_softmax(1) for values in logits]
+    own_N = torch.stack([p.gather(1, y.long()[:, None])[:, 0] for p, y in zip(log_p, targets, strict=True)]).sum(0)
+    # the five best combinations are made of the five best of each task
+    best_NK = torch.zeros(len(own_N), 1, dtype=torch.float64, device=own_N.device)
+    for p in log_p:
+        sums = best_NK[:, :, None] + p.topk(min(5, p.shape[1]), 1).values[:, None]
+        best_NK = sums.flatten(1).topk(min(5, sums[0].numel()), 1).values
+    better_N = (best_NK > own_N[:, None] + TIE).sum(1)
+    combinations = math.prod(p.shape[1] for p in log_p)
+    return {f"top{k}": float((better_N < k).double().mean()) for k in (1, 5) if k == 1 or combinations > k}
 
 
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def _classify(
 ) -> Iterator[FilePrediction]:
     """One prediction a segment, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
-    manifest = _manifest(segments, reads)
+    manifest = files_manifest(segments, reads)
     views = 1 if windows else experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(range(len(segments)), max(1, 32 // views))
@@ -134,7 +134,8 @@ def _classify(
         yield from _results(batch, logits, segments, model, top, experiment.evaluate.average, windows)
 
 
-def _manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
+def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
+    """The manifest of files without labels; each file serves every modality that finds what it reads."""
     files, starts, ends = zip(*segments, strict=True)
     columns = {
         "id": [str(number) for number in range(len(segments))],
@@ -167,7 +168,7 @@ def _windows(file: Path, every: float, length: float) -> list[Segment | FilePred
         with Clip(file) as clip:
             duration = clip.duration
     except MBTError as error:
-        return [FilePrediction(str(file), error=_without_name(str(error), str(file)))]
+        return [FilePrediction(str(file), error=without_name(str(error), str(file)))]
     if duration is None:
         return [(str(file), None, None)]
     last = max(0.0, duration - length)
@@ -175,7 +176,8 @@ def _windows(file: Path, every: float, length: float) -> list[Segment | FilePred
     return [(str(file), start, min(start + length, duration)) for start in starts]
 
 
-def _without_name(error: str, file: str) -> str:
+def without_name(error: str, file: str) -> str:
+    """The message of an error without the file that it begins with."""
     return error.removeprefix(f"{file}: ")
 
 
@@ -193,7 +195,7 @@ def _results(
     for row in dict.fromkeys(batch.index.tolist()):
         file, start, end = segments[row]
         if row in errors:
-            yield FilePrediction(file, error=_without_name(errors[row], os.path.abspath(file)))
+            yield FilePrediction(file, error=without_name(errors[row], os.path.abspath(file)))
             continue
         mine = batch.index == row
         names = [name for name, here in batch.present.items() if bool(here[mine].any())]
@@ -202,11 +204,11 @@ def _results(
             kind = head.kind_of(task)
             there, back = scales(kind, average)
             mean = back(there(values[mine].float()).mean(0, keepdim=True))[0]
-            best[task] = _best(mean, kind, model.classes.get(task), top)
+            best[task] = best_labels(mean, kind, model.classes.get(task), top)
         yield FilePrediction(file, names, best, *((start, end) if windows else (None, None)))
 
 
-def _best(logits_C: torch.Tensor, kind: TaskKind, names: list[str] | None, top: int) -> list[tuple[str, float]]:
+def best_labels(logits_C: torch.Tensor, kind: TaskKind, names: list[str] | None, top: int) -> list[tuple[str, float]]:
     """The `top` labels with their scores."""
     labels = names or [f"class_{i}" for i in range(len(logits_C))]
     if kind == "regression":

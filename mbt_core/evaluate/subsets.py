@@ -26,29 +26,32 @@ def confusion(found: Mapping[Subset, Evaluation]) -> list[dict[str, Any]]:
     """
     rows = []
     for larger, after in found.items():
+        tasks = [task for task in after.logits.get(FUSED, {}) if after.head.kind_of(task) == "single"]
         for name in larger:
             smaller = tuple(n for n in larger if n != name)
-            before = found.get(smaller)
-            if before is None:
-                continue
-            for task in after.logits.get(FUSED, {}):
-                if after.head.kind_of(task) == "single":
-                    rows.append(
-                        {"from": "+".join(smaller), "adding": name, "task": task, **_change(before, after, task)}
-                    )
+            if smaller in found and len(_complete(after)):
+                pair = {"from": "+".join(smaller), "adding": name}
+                rows += [{**pair, "task": task, **_change(found[smaller], after, task)} for task in tasks]
     return rows
 
 
+def _complete(evaluation: Evaluation) -> torch.Tensor:
+    """Places of the examples that have all its modalities."""
+    return (
+        torch.stack(list(evaluation.present.values())).all(0).nonzero()[:, 0] if evaluation.present else torch.empty(0)
+    )
+
+
 def _change(before: Evaluation, after: Evaluation, task: str) -> dict[str, float]:
-    complete = torch.stack(list(after.present.values())).all(0)
+    complete = _complete(after)
     place = torch.searchsorted(before.index, after.index[complete])
     right_after = _right(after, task)[complete]
     right_before = _right(before, task)[place]
-    count = max(1, len(right_after))
+    count = len(right_after)
     return {
         "lost": int((right_before & ~right_after).sum()) / count,
         "gained": int((~right_before & right_after).sum()) / count,
-        "examples": len(right_after),
+        "examples": count,
     }
 
 

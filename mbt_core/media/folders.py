@@ -71,13 +71,13 @@ class PictureFolder:
 
 
 class Numbering(NamedTuple):
-    """How the frames of a video are named: ``PREFIX``, a number of at least `digits` digits from `first` on, `suffix`."""
+    """How the frames of a video are named: `prefix`, a number from `first` on of at least `digits` digits, `suffix`."""
 
     prefix: str
     digits: int
     suffix: str
     first: int
-    count: int
+    frames: int
 
     def name(self, index: int) -> str:
         """The file of frame `index`, counted from 0."""
@@ -110,7 +110,7 @@ def numbering(folder: str) -> Numbering | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if there(middle) else (low, middle)
-    return found._replace(first=first, count=high - first)
+    return found._replace(first=first, frames=high - first)
 
 
 class FrameFolder:
@@ -132,17 +132,17 @@ class FrameFolder:
     @property
     def duration(self) -> float:
         """Seconds until the last frame ends."""
-        return self.names.count / self.rate
+        return self.names.frames / self.rate
 
     def frames(self, times: Sequence[float], short_side: int | None, size: tuple[int, int] | None) -> np.ndarray:
         """[T, H, W, 3] uint8: see `Clip.frames`."""
         # a frame counts as shown up to a microsecond before its time, which was rounded
-        wanted = np.floor((np.asarray(times) + 1e-6) * self.rate).clip(0, self.names.count - 1).astype(int)
+        wanted = np.floor((np.asarray(times) + 1e-6) * self.rate).clip(0, self.names.frames - 1).astype(int)
         return self._read(wanted, short_side, size)
 
     def frames_between(self, start: float, stop: float, short_side: int | None) -> tuple[np.ndarray, np.ndarray]:
         """[N] and [N, H, W, 3]: see `Clip.frames_between`."""
-        ends = np.floor((np.array([start, stop]) + 1e-6) * self.rate).clip(0, self.names.count - 1).astype(int)
+        ends = np.floor((np.array([start, stop]) + 1e-6) * self.rate).clip(0, self.names.frames - 1).astype(int)
         wanted = np.arange(ends[0], ends[1] + 1)
         return wanted / self.rate - 1e-6, self._read(wanted, short_side, None)
 

@@ -255,7 +255,10 @@ class MBT(nn.Module):
         content = read_json(folder / "config.json")
         if not isinstance(content, dict) or "model" not in content:
             raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")
-        model = cls(content["model"])
+        try:
+            model = cls(content["model"])
+        except ConfigError as error:
+            raise DataError(f"{folder / 'config.json'}: {error}") from None
         model.classes = content.get("classes", {})
         model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from mbt_core.config import Experiment, MBTConfig, apply_sets, to_yaml
+from mbt_core.config import Experiment, MBTConfig
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.files import write_atomically
 from mbt_core.model import MBT
@@ -29,6 +29,7 @@ from mbt_core.pretrained.scenic_arrays import (
     state_from,
 )
 from mbt_core.schema import validate
+from mbt_core.settings import apply_sets, to_yaml
 from mbt_core.version import __version__
 
 Shapes = Mapping[str, Sequence[int]]

@@ -14,7 +14,7 @@ import yaml
 
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError
-from mbt_core.recipes import assemble
+from mbt_core.recipes import assemble, parse_instances
 
 MODALITIES = "modalities"
 """The key of an override that is no setting but the flag ``--modalities``."""
@@ -45,13 +45,19 @@ class Flags:
         return assemble(self.modalities, self.recipe, self.data, self.sets)[0]
 
     def over(self, overrides: Mapping[str, Any]) -> Flags:
-        """These flags with settings changed; `MODALITIES` changes the flag."""
+        """These flags with settings changed.
+
+        `MODALITIES` changes the flag, and settings of modalities that are then left out go with them: as ``--set`` they
+        would bring them back.
+        """
         changed = dict(overrides)
         chosen = changed.pop(MODALITIES, None)
-        if chosen is not None:
-            chosen = chosen if isinstance(chosen, str) else ",".join(chosen)
-        sets = (f"{key}={as_yaml(value)}" for key, value in changed.items())
-        return replace(self, modalities=chosen or self.modalities, sets=(*self.sets, *sets))
+        sets = [*self.sets, *(f"{key}={as_yaml(value)}" for key, value in changed.items())]
+        if chosen is None:
+            return replace(self, sets=tuple(sets))
+        text = chosen if isinstance(chosen, str) else ",".join(chosen)
+        kept = [s for s in sets if not s.startswith("modalities.") or s.split(".")[1] in parse_instances(text)]
+        return replace(self, modalities=text, sets=tuple(kept))
 
     def command(self, out: Path) -> str:
         """The command that trains this into `out`, quoted for a shell."""

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mbt_core.config import Experiment, read_yaml, to_yaml
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.config import Experiment
+from mbt_core.errors import ConfigError
 from mbt_core.files import write_atomically
 from mbt_core.schema import validate
+from mbt_core.settings import read_yaml, to_yaml
 from mbt_core.version import __version__
 
 
@@ -53,10 +54,16 @@ class RunFolder:
         write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment), encoding="utf-8"))
 
     def experiment(self) -> Experiment:
-        """The resolved experiment of the run. Raises `DataError` if this is no run folder."""
+        """The resolved experiment of the run. Raises `ConfigError` if this is no run folder, or they are wrong."""
+        if not self.path.is_dir():
+            raise ConfigError(f"{self.path}: no such run folder")
         if not self.config_file.is_file():
-            raise DataError(f"{self.path} is no run folder: it has no config.yaml")
-        return validate(Experiment, read_yaml(self.config_file))
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+        tree = read_yaml(self.config_file)
+        try:
+            return validate(Experiment, tree)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config_file}: {error}") from None
 
     def write_bad_clips(self, failed: dict[str, str]) -> None:
         """Writes ``bad_clips.csv`` (id, error), if there are any."""
@@ -75,7 +82,7 @@ class RunFolder:
 
 
 def _provenance(command: str) -> list[str]:
-    lines = [command, f"started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
+    lines = [" ".join(command.split()), f"started {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"]
     versions = [f"mbt-fusion {__version__}", f"python {platform.python_version()}"]
     for package in ("torch", "torchaudio", "torchvision", "timm", "av", "lightning-fabric"):
         try:

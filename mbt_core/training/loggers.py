@@ -59,8 +59,8 @@ class TensorBoard(Listener):
     def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # events after the step that a run goes on from are purged by TensorBoard itself
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        # TensorBoard itself hides what an interrupted run logged after the step that this one goes on from
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._write("train", step, metrics)

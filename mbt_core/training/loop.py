@@ -9,37 +9,44 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch
 from mbt_core.data.missing import Losses
-from mbt_core.errors import ConfigError, MBTError, unknown
+from mbt_core.errors import DataError, MBTError
+from mbt_core.evaluate.metrics import lower_is_better
 from mbt_core.files import read_safetensors
 from mbt_core.model import MBT
 from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.training.events import Listener
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.mixup import Mixup
-from mbt_core.training.optimizer import lr_factor, set_lr
+from mbt_core.training.optimizer import lr_factor, make_optimizer, set_lr
+from mbt_core.training.processes import Team
+from mbt_core.training.sharding import load_whole, whole_model, whole_state
 from mbt_core.training.state import Progress, load_optimizer, load_state, optimizer_tensors, save_state
+
+TWICE = 2.0
+"""Seconds within which a second signal is the same wish: a launcher passes on what the terminal has sent already."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state is saved.
+    """The run was asked to stop; its state is saved. All its processes raise it at the same step.
 
     Args:
         signal_number: what asked.
     """
+
+    in_good_order = True
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -80,16 +87,23 @@ def make_plan(config: TrainConfig, rows: int, batch_size: int, monitor: str | No
     return Plan(max(1, steps), batch_size, every, monitor)
 
 
+def gain(monitor: str, metrics: Mapping[str, float]) -> float:
+    """The monitored metric, negated if lower is better; -inf where val says nothing (no positives, one example)."""
+    value = metrics.get(monitor, math.nan)
+    if math.isnan(value):
+        return -math.inf
+    return -value if lower_is_better(monitor) else value
+
+
 class Trainer:
     """Trains a model from its batches, saves its state, keeps the best weights.
 
     Args:
-        fabric: devices, precision, processes.
+        team: this process among those of the run, with its device and precision.
         experiment: the resolved experiment.
         folder: of the run.
         model: fresh, or with the weights it starts from; on the CPU.
         preprocess: batch -> the model's inputs.
-        optimizer: over the model's trained parameters.
         plan: steps and evaluations.
         listener: of the first process.
         validate: evaluates on val and returns its metrics; None: no val split. Called with a check that raises
@@ -100,23 +114,25 @@ class Trainer:
 
     def __init__(
         self,
-        fabric: Fabric,
+        team: Team,
         experiment: Experiment,
         folder: RunFolder,
         model: MBT,
         preprocess: nn.Module,
-        optimizer: torch.optim.Optimizer,
         plan: Plan,
         listener: Listener,
         validate: Callable[[Callable[..., None]], dict[str, float]] | None,
         name_of: Callable[[int], str],
         losses: Losses,
     ) -> None:
-        self.fabric, self.experiment, self.folder, self.plan = fabric, experiment, folder, plan
+        fabric = team.fabric
+        self.team, self.fabric, self.experiment, self.folder, self.plan = team, fabric, experiment, folder, plan
         self.config, self.listener, self.validate = experiment.train, listener, validate
         self.name_of, self.losses = name_of, losses
         self.model, self.preprocess = model, preprocess.to(fabric.device)
-        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.wrapped = fabric.setup_module(model)
+        # of the parameters as they are now: they may be shared out
+        self.optimizer = fabric.setup_optimizers(make_optimizer(model, self.config, fabric.device))
         self.progress = Progress()
         self._signal: int | None = None
         self._saved_at = time.monotonic()
@@ -126,7 +142,7 @@ class Trainer:
     def resume(self) -> None:
         """Puts back the state that was saved last."""
         weights, optimizer, self.progress = load_state(self.folder.state)
-        self.model.load_weights(weights, str(self.folder.state))
+        load_whole(self.model, weights, str(self.folder.state))
         load_optimizer(self.model, self.optimizer, optimizer)
         self._loss.fill_(self.progress.loss)
 
@@ -142,28 +158,58 @@ class Trainer:
             self._tick = time.monotonic()
             self._evaluate_if_due()  # where the interruption came in the middle of an evaluation
             while self.progress.step < self.plan.steps and not self._stop_early():
-                self._check_interrupted()
                 batch = next(batches)
-                self.train_step(batch.to(self.fabric.device))
+                weight, save = self._agree(batch)
+                self.train_step(batch.to(self.fabric.device), weight)
                 self.progress.step += 1
                 self._note(batch)
-                evaluated = self._evaluate_if_due()
-                if evaluated or time.monotonic() - self._saved_at > self.config.save_every:
+                if self._evaluate_if_due() or save:
                     self.save()
         return self.progress
 
-    def train_step(self, batch: Batch) -> None:
-        """One optimiser step: forward and backward of each part of the batch, clipping, update."""
+    def _agree(self, batch: Batch) -> tuple[float, bool]:
+        """What a step takes from all processes, in one exchange.
+
+        Returns:
+            The sum of the global batch's weights; whether to save after the step.
+
+        Raises:
+            Interrupted: if one of them was asked to stop.
+            DataError: if too many clips cannot be read.
+        """
+        late = self.team.is_first and time.monotonic() - self._saved_at > self.config.save_every
+        mine = float(batch.weight.sum()), len(batch.errors), self._signal or 0, late
+        weight, failed, asked, save = self.team.sum(*mine)
+        if asked:
+            self._interrupt()
+        if failed:
+            self._lose([error for part in self.team.gather_everywhere(batch.errors) for error in part])
+        return weight, bool(save)
+
+    def _lose(self, errors: list[tuple[int, str]]) -> None:
+        self.count(errors)
+        try:
+            self.losses.add(errors)
+        except DataError:
+            if self.team.is_first:
+                self.folder.write_bad_clips(self.progress.failed)
+            raise
+
+    def train_step(self, batch: Batch, weight: float) -> None:
+        """One optimiser step: forward and backward of each part of the batch, clipping, update.
+
+        Args:
+            batch: this process's part of the global batch, on its device.
+            weight: sum of the weights of the global batch.
+        """
         step, config = self.progress.step, self.config
         seed = np.random.SeedSequence((config.seed, step, self.fabric.global_rank))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
         rng = np.random.default_rng(seed)
         self.wrapped.train()
         set_lr(self.optimizer, config.lr * lr_factor(step, self.plan.steps, config.warmup))
-        weight = batch.weight.sum()
-        if self.fabric.world_size > 1:
-            # every example of the global batch weighs the same, on whichever process it is
-            weight = self.fabric.all_reduce(weight, reduce_op="sum") / self.fabric.world_size
+        # gradients are averaged over the processes: so every example weighs the same, on whichever it is
+        weight /= self.team.world
         parts = batch.split(config.accumulate)
         for number, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.wrapped, enabled=number + 1 < len(parts)):
@@ -195,21 +241,22 @@ class Trainer:
         loss_B = example_losses(prediction, targets, head, present, config.label_smoothing)
         return (loss_B * batch.weight).sum()
 
+    def count(self, errors: Iterable[tuple[int, str]]) -> None:
+        """Notes clips that could not be read: (row, message)."""
+        self.progress.failed |= {self.name_of(row): message for row, message in errors}
+
     def _note(self, batch: Batch) -> None:
-        """Counts, logs, and stops at a loss that is not finite."""
-        self._seen += len(batch.index) * self.fabric.world_size
-        for row, message in batch.errors:
-            self.progress.failed[self.name_of(row)] = message
-        self.losses.add(batch.errors)
+        """Logs, and stops at a loss that is not finite."""
+        self._seen += len(batch.index) * self.team.world
         step = self.progress.step
         if step % self.config.log_every and step != self.plan.steps:
             return
-        loss = float(self._loss) / ((step - 1) % self.config.log_every + 1)
+        loss = self._mean_loss() / ((step - 1) % self.config.log_every + 1)
         self._loss.zero_()
         if not math.isfinite(loss):
             raise MBTError(
-                f"the loss is {loss} at step {step}; lower train.lr ({self.config.lr:g}) or set train.clip_grad=1, "
-                f"then start again or --resume from the state before it"
+                f"the loss is {loss} at step {step}: start again with a lower train.lr (it was {self.config.lr:g}), "
+                "or with train.clip_grad=1"
             )
         now = time.monotonic()
         speed = self._seen / (now - self._tick)
@@ -226,10 +273,7 @@ class Trainer:
             self.wrapped.eval()
             metrics = self.validate(self._check_interrupted)
             self.listener.epoch(step, metrics)
-            if self.plan.monitor not in metrics:
-                raise ConfigError(f"train.monitor: {unknown('metric', self.plan.monitor, metrics)}")
-            value = metrics[self.plan.monitor]
-            value = -math.inf if math.isnan(value) else value  # nothing to judge by (no positives in val)
+            value = gain(self.plan.monitor, metrics)
             if progress.best is None or value > progress.best:
                 progress.best, progress.best_step, progress.stale = value, step, 0
                 self._save_model()
@@ -246,38 +290,61 @@ class Trainer:
         patience = self.config.patience
         return patience is not None and self.progress.stale >= patience
 
+    def _mean_loss(self) -> float:
+        return self.team.sum(float(self._loss))[0] / self.team.world
+
     def _save_model(self) -> None:
-        if self.fabric.is_global_zero:
-            self.model.save_pretrained(self.folder.path)
+        model = whole_model(self.model)
+        if self.team.is_first:
+            model.save_pretrained(self.folder.path)
 
     def save(self) -> None:
-        """Saves the state; the first process writes."""
-        self.progress.loss = float(self._loss)
-        if self.fabric.is_global_zero:
-            optimizer = optimizer_tensors(self.model, self.optimizer)
-            save_state(self.folder.state, self.model.state_dict(), optimizer, self.progress)
+        """Saves the state, whole whatever the number of processes; the first one writes."""
+        self.progress.loss = self._mean_loss()
+        weights, optimizer = whole_state(self.model), optimizer_tensors(self.model, self.optimizer)
+        if self.team.is_first:
+            save_state(self.folder.state, weights, optimizer, self.progress)
             self.folder.write_bad_clips(self.progress.failed)
         self._saved_at = time.monotonic()
 
     def load_best(self) -> None:
         """Puts the best weights into the model."""
         path = self.folder.path / "model.safetensors"
-        self.model.load_weights(read_safetensors(path), str(path))
+        self.team.barrier()  # until the first process has written it
+        load_whole(self.model, read_safetensors(path), str(path))
+
+    def finish(self, results: dict[str, float]) -> None:
+        """Notes in the saved state, which keeps the last weights, that the run is finished."""
+        self.progress.finished, self.progress.results = True, results
+        if self.team.is_first:
+            weights, optimizer, _ = load_state(self.folder.state)
+            save_state(self.folder.state, weights, optimizer, self.progress)
+            self.folder.write_bad_clips(self.progress.failed)
 
     def _check_interrupted(self, *_: Any) -> None:
-        if self._signal is not None:
-            self.save()
-            raise Interrupted(self._signal)
+        if self.team.sum(self._signal or 0)[0]:
+            self._interrupt()
+
+    def _interrupt(self) -> NoReturn:
+        asked = max(self.team.gather_everywhere(self._signal or 0))
+        self.save()
+        raise Interrupted(asked)
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM lets the step finish and saves; the second one ends at once."""
 
         def ask(number: int, _: Any) -> None:
-            self._signal = number
-            for restored in old:
-                signal.signal(restored, signal.SIG_DFL)
-            self.listener.message("stopping after this step; once more to stop at once")
+            nonlocal first
+            if self._signal is None:
+                self._signal, first = number, time.monotonic()
+                with suppress(RuntimeError):  # the signal came while something else was being printed
+                    self.listener.message("stopping after this step; once more to stop at once")
+            elif time.monotonic() - first > TWICE:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+
+        first = 0.0
 
         old: dict[int, Any] = {}
         try:

@@ -13,6 +13,7 @@ from torch import nn
 from mbt_core.config import TrainConfig
 from mbt_core.errors import ConfigError
 from mbt_core.model import MBT
+from mbt_core.training.sharding import is_sharded
 
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
 MODALITY_AT = {"streams": 1, "blocks": 1, "head": 2}
@@ -60,7 +61,7 @@ def freeze(model: MBT, config: TrainConfig) -> None:
 def make_optimizer(model: MBT, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
     """SGD with momentum (not Nesterov) or AdamW over `parameter_groups`. Each group's ``scale`` multiplies the rate."""
     groups = parameter_groups(model, config)
-    fused = device.type in ("cpu", "cuda")
+    fused = device.type in ("cpu", "cuda") and not is_sharded(model)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)

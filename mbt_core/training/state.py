@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mbt_core.errors import DataError
 from mbt_core.files import write_atomically
 from mbt_core.training.optimizer import named_state
+from mbt_core.training.sharding import like, whole
 
 FILE = "state.safetensors"
 
@@ -30,11 +31,11 @@ class Progress:
     Args:
         step: completed optimiser steps.
         evaluated: the step of the last evaluation; -1: none yet.
-        best: value of the monitored metric of the best weights; None: none yet.
+        best: value of the monitored metric of the best weights, negated if lower is better; None: none yet.
         best_step: when it was reached.
         stale: evaluations since then.
         loss: sum of the losses since the last logged step.
-        failed: clips of the training split that could not be read: row -> message.
+        failed: clips that could not be read: id -> message.
         finished: training is over, and so is the final evaluation.
         results: metrics of the end.
     """
@@ -92,7 +93,7 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     for name, parameter in named_state(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                found[f"{name}/{key}"] = value
+                found[f"{name}/{key}"] = whole(value)
     return found
 
 
@@ -107,6 +108,6 @@ def load_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: 
     for name, parameter in named_state(model, optimizer):
         if name in by_name:
             optimizer.state[parameter] = {
-                key: value.clone() if key == "step" and not fused else value.to(parameter.device, copy=True)
+                key: value.clone() if key == "step" and not fused else like(value, parameter)
                 for key, value in by_name[name].items()
             }

@@ -6,18 +6,9 @@ import pytest
 import yaml
 
 import mbt_core as mbt
-from mbt_core.config import (
-    BackboneConfig,
-    HeadConfig,
-    MBTConfig,
-    TrainConfig,
-    apply_sets,
-    merge,
-    parse_modalities,
-    read_yaml,
-    to_yaml,
-)
+from mbt_core.config import BackboneConfig, HeadConfig, MBTConfig, TrainConfig, parse_modalities
 from mbt_core.schema import validate
+from mbt_core.settings import apply_sets, merge, read_yaml, to_yaml
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mbt_core import MBT
-from mbt_core.config import merge
+from mbt_core.settings import merge
 
 STRATEGIES = ("bottleneck", "bottleneck-sequential", "cross-attention", "self-attention", "late")
 POOLS = ("cls", "mean", "mean-joint")

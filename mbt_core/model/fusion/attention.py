@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mbt_core.model.block import Attended
-from mbt_core.model.fusion.base import JOINT, Fusion, Masks, Presence, Streams, key_mask, recorder
+from mbt_core.model.fusion.base import JOINT, Attend, Fusion, Masks, Presence, Rows, Streams, key_mask, recorder
 
 
 def _visible(x_BND: Tensor, mask_BN: Tensor | None, present_B: Tensor | None) -> Tensor | None:
@@ -76,3 +76,6 @@ class SelfAttention(Fusion):
 
     def sources(self, streams: Streams, name: str) -> list[tuple[str, int]]:
         return [(n, x.shape[1]) for n, x in streams.items()]
+
+    def trace(self, rows: Rows, attend: Attend, present: Presence) -> Rows:
+        return attend(JOINT, torch.cat(list(rows.values()), -1))

@@ -1,12 +1,12 @@
 """The contract of a fusion strategy.
 
-Shapes: B batch, N tokens of a stream with its prefix, Z bottlenecks, D width.
+Shapes: B batch, N tokens of a stream with its prefix, Z bottlenecks, D width, Q whatever is traced.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +23,12 @@ Masks = Mapping[str, Tensor | None]
 """Name -> bool [B, N] (True: real token) or None (all are)."""
 Presence = Mapping[str, Tensor] | None
 """Name -> bool [B] (True: this sample has it); None: all samples have all."""
+BOTTLENECKS = ""
+"""What stands for the bottleneck tokens where tokens are named by their stream."""
+Rows = dict[str, Tensor]
+"""Name, or `BOTTLENECKS` -> [B, Q, N]: Q quantities over each stream's tokens."""
+Attend = Callable[[str, Tensor], Rows]
+"""(stream whose block it is, rows over the block's queries [B, Q, N]) -> rows over its keys."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class LayerRecord:
     Args:
         tokens: name -> [B, N, D] after the layer.
         attended: name -> list of (queries [B, H, N, E], keys [B, H, K, E]); one pair a call of a block.
-        sources: name -> whose tokens the keys are, in order: (a name, or "" for bottlenecks; their number).
+        sources: name -> whose tokens the keys are, in order: (a name or `BOTTLENECKS`; their number).
         bottlenecks: [B, Z, D] after the layer, or None.
     """
 
@@ -92,15 +98,40 @@ class Fusion(nn.Module, ABC):
         """
 
     def sources(self, streams: Streams, name: str) -> list[tuple[str, int]]:
-        """Whose tokens `name`'s keys are in a fused layer, in order: (name or "" for bottlenecks, how many)."""
+        """Whose tokens `name`'s keys are in a fused layer, in order: (name or `BOTTLENECKS`, how many)."""
         return [(name, streams[name].shape[1])]
 
     def bottlenecks_of(self, state: Any) -> Tensor | None:
         """The bottleneck tokens [B, Z, D] in a state, or None."""
         return None
 
+    def trace(self, rows: Rows, attend: Attend, present: Presence) -> Rows:
+        """Leads what rests on a fused layer's output back to its input, for pictures of attention.
+
+        To be overridden where a block's queries are not just its own stream's tokens.
+
+        Args:
+            rows: over the layer's output; over the bottlenecks too, if there are any.
+            attend: one block's attention; its keys are those that `sources` lists.
+            present: name -> bool [B]; None: all present. Rows over an absent stream are 0.
+        """
+        return trace_alone(rows, attend)
+
 
 JOINT = "_joint"
+
+
+def trace_alone(rows: Rows, attend: Attend) -> Rows:
+    """`Fusion.trace` where every block's queries are its own stream's tokens."""
+    return add_up(attend(name, x) for name, x in rows.items() if name != BOTTLENECKS)
+
+
+def add_up(parts: Iterable[Rows]) -> Rows:
+    """The sum of rows over some streams each."""
+    total: Rows = {}
+    for part in parts:
+        total |= {name: total[name] + x if name in total else x for name, x in part.items()}
+    return total
 
 
 def recorder(record: dict[str, list[Attended]] | None, name: str) -> list[Attended] | None:

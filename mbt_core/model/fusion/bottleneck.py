@@ -13,7 +13,18 @@ from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig, FusionConfig
 from mbt_core.model.block import Attended
-from mbt_core.model.fusion.base import Fusion, Masks, Presence, Streams, key_mask, recorder
+from mbt_core.model.fusion.base import (
+    BOTTLENECKS,
+    Attend,
+    Fusion,
+    Masks,
+    Presence,
+    Rows,
+    Streams,
+    add_up,
+    key_mask,
+    recorder,
+)
 
 
 class Bottleneck(Fusion):
@@ -72,10 +83,19 @@ class Bottleneck(Fusion):
 
     def sources(self, streams: Streams, name: str) -> list[tuple[str, int]]:
         own = super().sources(streams, name)
-        return own if self.bottlenecks is None else [*own, ("", self.bottlenecks.shape[1])]
+        return own if self.bottlenecks is None else [*own, (BOTTLENECKS, self.bottlenecks.shape[1])]
 
     def bottlenecks_of(self, state: Any) -> Tensor | None:
         return state
+
+    def trace(self, rows: Rows, attend: Attend, present: Presence) -> Rows:
+        if BOTTLENECKS not in rows:
+            return super().trace(rows, attend, present)
+        names = [name for name in rows if name != BOTTLENECKS]
+        here = {name: 1.0 if present is None else present[name][:, None, None].to(rows[name].dtype) for name in names}
+        # the new z is a mean: each present stream answers for an equal part of it
+        part = rows[BOTTLENECKS] / torch.as_tensor(sum(here.values())).clamp(min=1)
+        return add_up(attend(name, torch.cat((rows[name], part * here[name]), -1)) for name in names)
 
 
 class SequentialBottleneck(Bottleneck):
@@ -98,6 +118,16 @@ class SequentialBottleneck(Bottleneck):
             new[name], proposal = self._run(name, x_BND, state, blocks, masks, record)
             state = proposal if present is None else torch.where(present[name][:, None, None], proposal, state)
         return new, state
+
+    def trace(self, rows: Rows, attend: Attend, present: Presence) -> Rows:
+        if BOTTLENECKS not in rows:
+            return super().trace(rows, attend, present)
+        z_BQZ, before = rows[BOTTLENECKS], {}
+        for name in reversed([name for name in rows if name != BOTTLENECKS]):
+            written = z_BQZ if present is None else z_BQZ * present[name][:, None, None]
+            before[name] = attend(name, torch.cat((rows[name], written), -1))
+            z_BQZ = z_BQZ - written + before[name].pop(BOTTLENECKS)
+        return add_up(before.values()) | {BOTTLENECKS: z_BQZ}
 
 
 def mean_present(proposals: dict[str, Tensor], present: Presence, otherwise: Tensor) -> Tensor:

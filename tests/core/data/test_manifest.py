@@ -58,7 +58,7 @@ def test_root(tmp_path: Path) -> None:
     rows = [{"id": "1", "path": "a/1.mp4"}]
     found = read(tmp_path, rows, config={"root": str(tmp_path / "media")})
     assert found.row(0).sources["p"].path == str(tmp_path / "media/a/1.mp4")
-    with pytest.raises(DataError, match=r"data\.root: .*nowhere is no folder"):
+    with pytest.raises(ConfigError, match=r"data\.root: .*nowhere is no folder"):
         read(tmp_path, rows, config={"root": str(tmp_path / "nowhere")})
 
 

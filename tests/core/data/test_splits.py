@@ -10,7 +10,7 @@ from core.data.fakes import write_csv
 from mbt_core.config import DataConfig
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import unit_hash
-from mbt_core.errors import DataError
+from mbt_core.errors import ConfigError, DataError
 
 
 def manifest(path: Path, count: int, *, columns: dict[str, list[str]] | None = None, **config: object) -> Manifest:
@@ -89,7 +89,7 @@ def test_a_group_in_two_given_splits_is_refused(tmp_path: Path) -> None:
     columns = {"g": ["x", "x", "y", "z"], "split": ["train", "test", "test", "train"]}
     with pytest.raises(DataError, match=r"data\.group: 1 values of column 'g' have rows in several splits, e\.g\. 'x'"):
         manifest(tmp_path, 4, columns=columns, group="g")
-    with pytest.raises(DataError, match=r"data\.group: unknown column 'gg'\. Did you mean 'g'\?"):
+    with pytest.raises(ConfigError, match=r"data\.group: unknown column 'gg'\. Did you mean 'g'\?"):
         manifest(tmp_path, 4, columns=columns, group="gg")
 
 

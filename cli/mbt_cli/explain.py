@@ -1,0 +1,67 @@
+"""``mbt explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mbt_cli.output import fail, note, show, table
+from mbt_cli.train import DeviceOption
+
+
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Media files or folders of them.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    method: Annotated[
+        str,
+        typer.Option(help="rollout (attention of all layers), last (of the last layer) or gradient (for one label)."),
+    ] = "rollout",
+    label: Annotated[
+        str | None, typer.Option(help="What gradient explains. Default: the first answer.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="The label's task. Default: the first one.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
+    device: DeviceOption = "auto",
+) -> None:
+    """Show what predictions rest on: relevance over every input, and what came across from other modalities."""
+    from mbt_core.errors import ConfigError, unknown
+    from mbt_core.explain.explain import explain_files
+    from mbt_core.explain.page import require_page, write_page
+    from mbt_core.explain.rollout import METHODS
+    from mbt_core.run import Hardware, load
+
+    if method not in METHODS:
+        raise ConfigError(f"--method: {unknown('method', method, METHODS)}")
+    if (label or task) and method != "gradient":
+        raise ConfigError("--label and --task choose what --method gradient explains")
+    require_page()
+    opened = load(run)
+    found = []
+    for e in explain_files(
+        opened.model,
+        files,
+        opened.experiment,
+        device=Hardware(device).fabric("32").device,
+        method=method,
+        task=task,
+        label=label,
+        top=top,
+    ):
+        found.append(e)
+        if e.prediction.error is not None:
+            note(f"{e.prediction.file}: {e.prediction.error}")
+            continue
+        show(f"{e.prediction.file}  ({' + '.join(e.prediction.modalities)})")
+        columns = list(e.views[0].shares)
+        rows = [[v.name or "all together", *(f"{share:.1%}" for share in v.shares.values())] for v in e.views]
+        show(table(["prediction", *columns], rows))
+    write_page(out, found, str(run), method)
+    show(f"wrote {out}")
+    failed = sum(e.prediction.error is not None for e in found)
+    if failed:
+        fail(f"{failed} of {len(found)} could not be explained", 1)

@@ -1,0 +1,413 @@
+"""Packs the clips of a manifest into shards, so that reading some frames of one costs no decoding of a video."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import sys
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import as_completed as completed
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from mbt_core.config import DataConfig
+from mbt_core.data.labels import classes_path
+from mbt_core.data.machine import cores
+from mbt_core.data.manifest import Manifest, Row
+from mbt_core.data.shards import FILE, REPORT, Packing, is_packed, name_of, read_reports, table_path
+from mbt_core.data.tables import read_table
+from mbt_core.errors import ConfigError, DataError
+from mbt_core.files import write_atomically
+from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media.reads import Reads
+from mbt_core.media.shards import BLOCK, INDEX, MARK, RATE, Facts, encode_jpeg
+
+BEFORE, AFTER = 0.25, 1.0
+"""Seconds kept before and after a row's span, for what reading rounds up."""
+AT_ONCE = 10.0
+"""Seconds of frames decoded at a time."""
+SAME_RATE = 1.005
+"""Factor up to which a frame rate counts as the one that is kept."""
+SHOWN = 5
+
+
+@dataclass
+class PackReport:
+    """What is in a folder of shards.
+
+    Args:
+        folder: where they are.
+        shards, shards_done: number of shards of the whole, and of those that are there.
+        rows: in the shards that are there.
+        frames: number of JPEGs.
+        nbytes: of all tar files.
+        missing, unreadable: files that rows named.
+        examples: some of these.
+    """
+
+    folder: str
+    shards: int
+    shards_done: int = 0
+    rows: int = 0
+    frames: int = 0
+    nbytes: int = 0
+    missing: int = 0
+    unreadable: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass
+class Packed:
+    """One row: the members after its key's name, each with its content and time, and what could not be read."""
+
+    members: list[tuple[str, bytes, float]] = field(default_factory=list)
+    cells: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+
+
+def pack(
+    path: Path,
+    reads: Mapping[str, str],
+    config: DataConfig,
+    out: Path,
+    *,
+    fps: float = 25.0,
+    short_side: int = 256,
+    quality: int = 85,
+    window: float = 8.0,
+    shard_size: int = 256,
+    part: tuple[int, int] = (0, 1),
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackReport:
+    """Packs all rows of a manifest, in its order; shards that are there already are left as they are.
+
+    Args:
+        path: the manifest.
+        reads: modality -> what it reads of its files.
+        config: root and confinement.
+        out: folder of the shards.
+        fps: frames a second, of videos that have more; of others all frames are kept.
+        short_side: length in pixels to which the frames' shorter side is scaled.
+        quality: of the JPEGs.
+        window: seconds of the longest window that will be read: so much is kept of shorter spans, too.
+        shard_size: rows of a shard.
+        part: (i, n): only every n-th shard from the i-th on. i and i + n mean the same.
+        workers: processes; by default one per core.
+        progress: called with (shards done, shards to do).
+
+    Returns:
+        What is in `out`, also from before and from other parts.
+
+    Raises:
+        ConfigError: if `out` holds shards of another manifest or other settings.
+        DataError: for a manifest that cannot be read.
+    """
+    if fps <= 0 or short_side < 1 or not 1 <= quality <= 100 or window < 0 or shard_size < 1:
+        raise ConfigError("pack: expected fps, short side and shard size above 0, quality 1 to 100 and window >= 0")
+    if not 0 <= part[0] <= part[1] or part[1] < 1:
+        raise ConfigError(f"--part {part[0]}/{part[1]}: expected i/n with 0 <= i <= n")
+    if is_packed(path):
+        raise ConfigError(f"{path}: these are shards already")
+    manifest = Manifest.read(path, reads, config, labelled=False)
+    table, _ = read_table(path, lambda name: True)
+    digest = blake2b(digest_size=16)
+    for column in (table["id"], *(table[name] for name in sorted(manifest.served()))):
+        digest.update("\0".join(map(str, column.to_pylist())).encode())
+    packing = Packing(
+        len(manifest), digest.hexdigest(), dict(reads), float(fps), short_side, quality, float(window), shard_size
+    )
+    _start_folder(out, packing, path)
+    packer = Packer(manifest, table, packing, out, config.timeout)
+    mine = range(part[0] % part[1], packing.shards, part[1])
+    todo = [shard for shard in mine if not table_path(out, shard).is_file()]
+    for done, _ in enumerate(_run(packer, todo, workers or cores()), start=1):
+        if progress:
+            progress(done, len(todo))
+    report = _report(out, packing)
+    text = json.dumps(report.as_json(), indent=1, ensure_ascii=False)
+    write_atomically(out / "report.json", lambda file: file.write_text(text, encoding="utf-8"))
+    return report
+
+
+def _start_folder(out: Path, packing: Packing, manifest: Path) -> None:
+    """Writes what tells the shards of `out`. Raises `ConfigError` if there are others."""
+    if is_packed(out):
+        found = Packing.load(out)
+        differing = [key for key, value in asdict(packing).items() if asdict(found)[key] != value]
+        if differing:
+            raise ConfigError(
+                f"{out} holds shards of other settings or of another manifest ({', '.join(differing)} differ); "
+                "choose another --out, or delete it"
+            )
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists and is no folder of shards; choose another --out")
+    classes = classes_path(manifest)
+    if classes.is_file():
+        content = classes.read_bytes()
+        write_atomically(out / "classes.json", lambda file: file.write_bytes(content))
+    write_atomically(out / FILE, packing.save)
+
+
+def _run(packer: Packer, todo: Sequence[int], workers: int) -> Iterator[None]:
+    """Packs shards in several processes; what cores are left over serve as threads of each."""
+    count = max(1, min(workers, len(todo)))
+    packer.threads = max(1, workers // count)
+    if count == 1:
+        for shard in todo:
+            packer.pack_shard(shard)
+            yield
+        return
+    context = get_context("fork" if sys.platform == "linux" else None)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_keep, initargs=(packer,)) as pool:
+        futures: list[Future[None]] = [pool.submit(_pack_kept, shard) for shard in todo]
+        try:
+            for future in completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_kept: list[Packer] = []
+
+
+def _keep(packer: Packer) -> None:
+    _kept[:] = [packer]
+
+
+def _pack_kept(shard: int) -> None:
+    _kept[0].pack_shard(shard)
+
+
+def _report(out: Path, packing: Packing) -> PackReport:
+    report = PackReport(str(out), packing.shards)
+    for found in read_reports(out, packing):
+        report.shards_done += 1
+        for key in ("rows", "frames", "nbytes", "missing", "unreadable"):
+            setattr(report, key, getattr(report, key) + found[key])
+        report.examples = (report.examples + found["examples"])[:SHOWN]
+    return report
+
+
+@dataclass
+class Packer:
+    """Packs shards of one manifest.
+
+    Args:
+        manifest: the rows.
+        table: their cells.
+        packing: settings.
+        out: folder of the shards.
+        timeout: seconds that decoding one clip may take.
+        threads: rows packed at a time.
+    """
+
+    manifest: Manifest
+    table: pa.Table
+    packing: Packing
+    out: Path
+    timeout: float
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        self.columns = self.manifest.served()
+
+    def pack_shard(self, shard: int) -> None:
+        """Writes a shard's tar file, its index, and then its table."""
+        name, rows = name_of(shard), self.packing.rows_of(shard)
+        records: list[tuple[bytes, bytes, int, int, float]] = []
+        cells: list[dict[str, str]] = []
+        report: dict[str, Any] = {"rows": len(rows), "frames": 0, "missing": 0, "unreadable": 0, "examples": []}
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                for row, found in self._packed(rows):
+                    key = key_of(row)
+                    for member, content, time in found.members:
+                        full = f"{key}.{member}"
+                        records.append((key.encode(), full.encode(), tar.offset + BLOCK, len(content), time))
+                        entry = tarfile.TarInfo(full)
+                        entry.size = len(content)
+                        tar.addfile(entry, io.BytesIO(content))
+                        report["frames"] += member.endswith(".jpg")
+                    prefix = f"{name}{MARK}{key}/"
+                    cells.append({column: prefix + cell if cell else "" for column, cell in found.cells.items()})
+                    report["missing"] += len(found.missing)
+                    report["unreadable"] += len(found.unreadable)
+                    report["examples"] = (report["examples"] + found.missing + found.unreadable)[:SHOWN]
+
+        write_atomically(self.out / f"{name}.tar", write)
+        index = np.array(records, INDEX)
+        write_atomically(self.out / f"{name}.index.npy", partial(_save_array, index))
+        report["nbytes"] = (self.out / f"{name}.tar").stat().st_size
+        table = self._table(rows, cells).replace_schema_metadata({REPORT: json.dumps(report, ensure_ascii=False)})
+        write_atomically(table_path(self.out, shard), lambda path: pa.parquet.write_table(table, path))
+
+    def _packed(self, rows: range) -> Iterator[tuple[int, Packed]]:
+        """The packed rows in order; at most a few are in memory."""
+        if self.threads == 1:
+            yield from ((row, self.pack_row(row)) for row in rows)
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            for some in (rows[i : i + 2 * self.threads] for i in range(0, len(rows), 2 * self.threads)):
+                yield from zip(some, pool.map(self.pack_row, some), strict=True)
+
+    def _table(self, rows: range, cells: Sequence[Mapping[str, str]]) -> pa.Table:
+        table = self.table.slice(rows.start, len(rows))
+        if "fps" in table.column_names:
+            table = table.drop_columns(["fps"])
+        for column in self.columns:
+            place = table.column_names.index(column)
+            table = table.set_column(place, column, pa.array([c.get(column, "") for c in cells], pa.string()))
+        return table
+
+    def pack_row(self, index: int) -> Packed:
+        """Decodes and encodes all files of a row."""
+        found = Packed()
+        row = self.manifest.row(index)
+        sources: dict[str, Facts] = {}
+        for column, names in self.columns.items():
+            source = next((row.sources[name] for name in names if row.sources[name] is not None), None)
+            if source is None or source.path is None:
+                continue
+            if not exists(source.path):
+                found.missing.append(f"{source.path}: there is no such file")
+                continue
+            wanted = {self.manifest.reads[name] for name in names}
+            found.cells[column] = column
+            sources[column] = self._pack_file(row, source.path, column, wanted, found)
+        for name, source in row.sources.items():
+            if source is not None and source.text is not None:
+                found.members.append((f"{name}.txt", source.text.encode(), math.nan))
+        cells = {name: self.table[name][index].as_py() for name in self.table.column_names}
+        about = {name: cell for name, cell in cells.items() if name not in sources and cell is not None}
+        facts = {**about, "sources": {column: asdict(facts) for column, facts in sources.items()}}
+        content = json.dumps(facts, ensure_ascii=False, default=str).encode()
+        found.members.insert(0, ("json", content, math.nan))
+        return found
+
+    def _pack_file(self, row: Row, path: str, column: str, wanted: Iterable[str], found: Packed) -> Facts:
+        facts = Facts()
+        with open_clip(path, timeout=self.timeout, fps=row.fps) as clip:
+            for reads in sorted(wanted):
+                members: list[tuple[str, bytes, float]] = []
+                try:
+                    if not clip.has(reads):
+                        continue
+                    if not facts.ends:
+                        facts.duration = clip.duration
+                        facts.start, facts.stop = self._span(row, clip)
+                    members = self._pack_one(clip, path, reads, column, facts)
+                    facts.ends[reads] = clip.duration_of(reads)
+                except (DataError, OSError) as error:
+                    facts.errors[reads] = str(error)
+                    if str(error) not in found.unreadable:
+                        found.unreadable.append(str(error))
+                    continue
+                found.members += members
+        return facts
+
+    def _pack_one(self, clip: Clip, path: str, reads: str, column: str, facts: Facts) -> list[tuple[str, bytes, float]]:
+        """The members of what `reads` names."""
+        if reads == Reads.FRAMES:
+            facts.frame_rate = clip.frame_rate
+            frames = packed_frames(clip, facts.start, facts.stop, self.packing)
+            return [(f"{column}.{i:06d}.jpg", data, time) for i, (time, data) in enumerate(frames)]
+        if reads == Reads.WAVEFORM:
+            facts.sample_rate, facts.origin = clip.sample_rate, round(facts.start * RATE)
+            return [(f"{column}.flac", packed_sound(clip, facts), math.nan)]
+        if Path(path).is_dir():
+            facts.payload = "npy"
+            buffer = io.BytesIO()
+            np.save(buffer, clip.array().round().clip(0, 255).astype(np.uint8))
+            content = buffer.getvalue()
+        else:
+            facts.payload = Path(path).suffix.lower().removeprefix(".")
+            content = Path(path).read_bytes()
+        return [(f"{column}.{facts.payload}", content, math.nan)]
+
+    def _span(self, row: Row, clip: Clip) -> tuple[float, float]:
+        """The seconds to keep."""
+        start, duration = row.start or 0.0, clip.duration or 0.0
+        if row.end is None:
+            return max(0.0, start - BEFORE), duration + AFTER
+        stop = max(row.end, start + self.packing.window) + AFTER
+        return max(0.0, start - BEFORE), stop
+
+
+def key_of(row: int) -> str:
+    """The key of a row: its number in the manifest."""
+    return f"{row:09d}"
+
+
+def packed_frames(clip: Clip, start: float, stop: float, packing: Packing) -> Iterator[tuple[float, bytes]]:
+    """(second from which it is shown, JPEG) of the frames shown from `start` to `stop`.
+
+    Of a video with more than `packing.fps` frames a second those shown at multiples of 1 / fps, of others all.
+    """
+    rate, side = clip.frame_rate, packing.short_side
+    end = clip.duration_of(Reads.FRAMES)
+    if end is None:  # a still
+        yield 0.0, encode_jpeg(clip.frames([0.0], side)[0], packing.quality)
+        return
+    stop, last = min(stop, end), -math.inf
+    pieces = max(1, math.ceil((stop - start) / AT_ONCE))
+    bounds = np.linspace(start, max(start, stop), pieces + 1)
+    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        if rate is not None and rate > packing.fps * SAME_RATE:
+            grid = np.arange(math.floor(low * packing.fps + 1e-6), math.floor(high * packing.fps + 1e-6) + 1)
+            since, pictures = grid / packing.fps - 1e-6, clip.frames((grid / packing.fps).tolist(), side)
+        else:
+            since, pictures = clip.frames_between(low, high, side)
+        for time, picture in zip(since.tolist(), pictures, strict=True):
+            if time > last:
+                last = time
+                yield time, encode_jpeg(picture, packing.quality)
+
+
+def packed_sound(clip: Clip, facts: Facts) -> bytes:
+    """FLAC of the sound from `facts.origin` on: 16 kHz, mono, 16 bit."""
+    end = clip.duration_of(Reads.WAVEFORM)
+    stop = facts.stop if end is None else min(facts.stop, end)
+    count = max(1, math.ceil(stop * RATE) - facts.origin)
+    sound = clip.waveform(facts.origin / RATE, (facts.origin + count) / RATE, RATE)
+    levels = np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=RATE, layout="mono")
+        stream.codec_context.format = "s16"
+        frame = av.AudioFrame.from_ndarray(levels[None], format="s16", layout="mono")
+        frame.sample_rate = RATE
+        for piece in [*_pieces(frame), None]:
+            container.mux(stream.encode(piece))
+    return buffer.getvalue()
+
+
+def _pieces(frame: av.AudioFrame) -> Iterator[av.AudioFrame]:
+    """The sound in frames of a size that the encoder takes."""
+    resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE, frame_size=4096)
+    yield from resampler.resample(frame)
+    yield from resampler.resample(None)
+
+
+def _save_array(array: np.ndarray, path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)

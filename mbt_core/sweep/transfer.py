@@ -1,0 +1,276 @@
+"""Does pre-training help? The same model from fresh and from given weights, and what the difference is worth."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mbt_core.config import BackboneConfig
+from mbt_core.errors import ConfigError
+from mbt_core.kernels import VitWeights
+from mbt_core.model.backbone import resolve_backbone
+from mbt_core.pretrained.sources import open_source
+from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
+from mbt_core.sweep.results import Result
+
+NONE = "none"
+TUNES = ("head", "fused", "all")
+INIT, TUNE, FRACTION = "init", "tune", "fraction"
+NAMES = {name: name for name in (INIT, TUNE, FRACTION)}
+EVALUATIONS = 5
+"""Of a training whose number of steps is given."""
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A transfer study as a sweep.
+
+    Args:
+        flags: with the backbone of the weights.
+        axes: start, tuning, share of the training rows.
+        notes: what was chosen, for people.
+    """
+
+    flags: Flags
+    axes: tuple[Axis, ...]
+    notes: tuple[str, ...]
+
+
+def plan(flags: Flags, inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float]) -> Study:
+    """Lays the axes on the flags; every start gets the geometry of the given weights.
+
+    The backbone is the weights' own, without LayerScale (folded into the weights exactly; a fresh start would begin
+    with next to no blocks), the fusion layer keeps its share of the depth. With AdamW the learning rate of trained
+    blocks is the recipe's times (its width / the weights'). What the flags set by themselves goes before all of this.
+
+    Args:
+        flags: of ``mbt train``.
+        inits: ``none``, or sources as ``model.pretrained`` takes them.
+        tunes: of ``head``, ``fused``, ``all``.
+        fractions: of the training rows, above 0 and at most 1.
+
+    Raises:
+        ConfigError: for starts of different geometry, or an unknown value.
+    """
+    _check(inits, tunes, fractions)
+    experiment = flags.experiment()
+    own = resolve_backbone(experiment.model.backbone)
+    given = {init: _absolute(init) for init in inits if init != NONE}
+    wanted = common_geometry({init: geometry(source, own) for init, source in given.items()}) if given else own
+    layer = round(experiment.model.fusion.layer * wanted.depth / own.depth)
+    ours = [f"model.backbone={as_yaml(wanted.model_dump(exclude_defaults=True))}", f"model.fusion.layer={layer}"]
+    flags = replace(flags, sets=(*(ours if given else ()), *flags.sets))
+    experiment = flags.experiment()
+    if experiment.train.eval_every == "auto" and isinstance(experiment.train.steps, int):
+        # on a small share an epoch is a few steps, and each evaluation writes a large model's state
+        flags = replace(flags, sets=(*flags.sets, f"train.eval_every={-(-experiment.train.steps // EVALUATIONS)}"))
+    model, train = experiment.model, experiment.train
+    width = resolve_backbone(model.backbone).dim
+    lr = train.lr
+    if train.optimizer == "adamw" and not any(text.startswith("train.lr=") for text in flags.sets):
+        lr = float(f"{lr * own.dim / width:.3g}")
+    rates = {tune: {} if tune == "head" or lr == train.lr else {"train.lr": lr} for tune in tunes}
+    axes = (
+        Axis(INIT, tuple(Point(_label(i), {"model.pretrained": given.get(i)}) for i in inits)),
+        Axis(TUNE, tuple(Point(tune, {"train.tune": tune, **rates[tune]}) for tune in tunes)),
+        Axis(FRACTION, tuple(Point(f"{f:g}", {"data.fraction": f}) for f in fractions)),
+    )
+    depth = resolve_backbone(model.backbone).depth
+    notes = [f"all starts: dim {width}, depth {depth}, fusion from layer {model.fusion.layer}"]
+    if any(rates.values()):
+        notes.append(f"learning rate {lr:g} where blocks are trained, {train.lr:g} for the classifier alone")
+    return Study(flags, axes, tuple(notes))
+
+
+def _check(inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float]) -> None:
+    if len(inits) < 2:
+        raise ConfigError(f"--init {','.join(inits)}: expected at least two starts, e.g. --init none,FILE")
+    if wrong := [tune for tune in tunes if tune not in TUNES]:
+        raise ConfigError(f"--tune {wrong[0]}: expected some of {', '.join(TUNES)}")
+    if wrong_shares := [f for f in fractions if not 0 < f <= 1]:
+        raise ConfigError(f"--fractions {wrong_shares[0]:g}: expected 0 < share <= 1")
+
+
+def _absolute(source: str) -> str:
+    """A path as one that holds in any folder; ``NAME@FILE`` too."""
+    name, at, file = source.rpartition("@")
+    path = Path(file).expanduser()
+    return f"{name}{at}{path.resolve()}" if path.exists() else source
+
+
+def _label(init: str) -> str:
+    name, _, file = init.rpartition("@")
+    path = Path(file)
+    return name or (path.stem if path.suffix and path.exists() else path.name)
+
+
+def geometry(source: str, own: BackboneConfig) -> BackboneConfig:
+    """The backbone that takes a source's blocks as they are, LayerScale folded in.
+
+    Args:
+        source: as `open_source` takes it.
+        own: of the experiment, for what the source does not tell.
+
+    Raises:
+        ConfigError: its number of heads is not known.
+    """
+    vit = next(iter(open_source(source, own).streams.values()))
+    if vit.heads is None:
+        raise ConfigError(
+            f"--init {source}: the file does not tell its number of heads; name its timm model: NAME@{source}"
+        )
+    return _geometry_of(vit, vit.heads, own)
+
+
+def _geometry_of(vit: VitWeights, heads: int, own: BackboneConfig) -> BackboneConfig:
+    state = vit.state
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    return BackboneConfig.model_validate(
+        {
+            **{"dim": vit.dim, "depth": vit.depth, "heads": heads},
+            "mlp": state["blocks.0.mlp.fc1.weight"].shape[0],
+            "act": vit.act or own.act,
+            "eps": vit.eps or own.eps,
+            "qkv_bias": "blocks.0.attn.qkv.bias" in state,
+            "qk_norm": "blocks.0.attn.q_norm.weight" in state,
+            "registers": registers,
+            "embed_prefix": vit.prefix > 0,
+            "pre_norm": "norm_pre.weight" in state,
+        }
+    )
+
+
+def common_geometry(found: dict[str, BackboneConfig]) -> BackboneConfig:
+    """The geometry that all starts have. Raises `ConfigError` if they differ."""
+    (first, wanted), *others = found.items()
+    for name, other in others:
+        if other != wanted:
+            ours, theirs = wanted.model_dump(), other.model_dump()
+            differing = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
+            raise ConfigError(
+                f"--init: {first} and {name} are of different models ({', '.join(differing)}), and the same model is "
+                "to be trained from each; compare them one at a time"
+            )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Score from a start minus that from the baseline, paired by seed.
+
+    Args:
+        init, baseline: the starts.
+        condition: (tuning, share); None: mean over all conditions.
+        differences: one per seed.
+    """
+
+    init: str
+    baseline: str
+    condition: tuple[str, str] | None
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.differences)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % by Student's t over the seeds; None for one seed."""
+        n = len(self.differences)
+        if n < 2:
+            return None
+        half = t_quantile(n - 1) * statistics.stdev(self.differences) / math.sqrt(n)
+        return self.mean - half, self.mean + half
+
+    @property
+    def word(self) -> str:
+        """``helps``, ``hurts``, ``no clear difference``, or ``one seed``."""
+        if self.interval is None:
+            return "one seed"
+        low, high = self.interval
+        return "helps" if low > 0 else "hurts" if high < 0 else "no clear difference"
+
+    @property
+    def text(self) -> str:
+        interval = self.interval
+        span = f" (95 % interval {_signed(interval[0])} to {_signed(interval[1])})" if interval else ""
+        return f"{_signed(self.mean)}{span}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # no negative zero
+
+
+def t_quantile(freedom: int) -> float:
+    """Quantile 0.975 of Student's t; above 10 by its expansion (Abramowitz and Stegun 26.7.5), within 0.001."""
+    if freedom <= len(T_975):
+        return T_975[freedom - 1]
+    z = 1.959964
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+
+
+def effects(results: Sequence[Result]) -> list[Effect]:
+    """Of every start against the baseline (``none``, else the first): overall, then per condition.
+
+    Overall takes the seeds for which every condition is finished from both starts.
+    """
+    scores: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
+    conditions = list(dict.fromkeys(_condition(r) for r in results))
+    for r in results:
+        by_seed = scores.setdefault(r.cell.labels[INIT], {}).setdefault(_condition(r), {})
+        if r.status == "finished" and r.score is not None:
+            by_seed[r.cell.seed] = r.score
+    baseline = NONE if NONE in scores else next(iter(scores))
+    found = []
+    for init in scores:
+        if init == baseline:
+            continue
+        pairs = {
+            c: {s: v - scores[baseline][c][s] for s, v in scores[init][c].items() if s in scores[baseline][c]}
+            for c in conditions
+        }
+        whole = [s for s in next(iter(pairs.values())) if all(s in pair for pair in pairs.values())]
+        overall = tuple(statistics.fmean(pair[s] for pair in pairs.values()) for s in whole)
+        found += [Effect(init, baseline, None, overall)] if overall else []
+        found += [Effect(init, baseline, c, tuple(pair.values())) for c, pair in pairs.items() if pair]
+    return found
+
+
+def _condition(result: Result) -> tuple[str, str]:
+    return result.cell.labels[TUNE], result.cell.labels[FRACTION]
+
+
+def verdict(found: Sequence[Effect], metric: str) -> str:
+    """The answer in words, with its uncertainty."""
+    if not found:
+        return "No verdict yet: no seed is finished from both starts."
+    paragraphs = []
+    for overall in (effect for effect in found if effect.condition is None):
+        each = [e for e in found if e.init == overall.init and e.condition is not None]
+        start = {
+            "helps": f"Starting from {overall.init} helps",
+            "hurts": f"Starting from {overall.init} hurts",
+            "no clear difference": f"Whether starting from {overall.init} helps cannot be told",
+            "one seed": f"Starting from {overall.init}, tried with one seed",
+        }[overall.word]
+        count = len(overall.differences)
+        against = "a fresh start" if overall.baseline == NONE else overall.baseline
+        text = f"{start}: {metric} {overall.text} against {against}, mean over {len(each)} conditions"
+        text += f" and {count} seeds." if count > 1 else ". One seed gives no uncertainty: raise --seeds."
+        for word in ("helps", "hurts", "no clear difference"):
+            names = [f"tune {e.condition[0]} at share {e.condition[1]}" for e in each if e.word == word and e.condition]
+            text += f" {word.capitalize()}: {', '.join(names)}." if names else ""
+        paragraphs.append(text)
+    if not paragraphs:
+        paragraphs.append("No verdict over all conditions yet: no seed is finished in all of them.")
+    paragraphs.append(
+        "The intervals are over seeds (initial weights, order, augmentation), paired; they tell nothing of how another "
+        "test split would come out, and a single condition may stand out by chance."
+    )
+    return "\n\n".join(paragraphs)

@@ -1,0 +1,108 @@
+"""``mbt compare`` and ``mbt transfer`` on the command line."""
+
+import json
+import shlex
+
+import numpy as np
+import pytest
+
+from small import mbt, write_csv
+
+TINY = (
+    "model.backbone={dim: 16, depth: 2, heads: 2}",
+    "model.fusion.layer=1",
+    "train.steps=4",
+    "train.eval_every=4",
+    "train.batch_size=8",
+    "data.workers=0",
+)
+
+
+@pytest.fixture
+def flags(tmp_path):
+    """Of an experiment on 24 rows of two signals."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(24):
+        files = {name: f"{name}{number}.npy" for name in ("accel", "gyro")}
+        for file in files.values():
+            np.save(tmp_path / file, rng.normal(number % 2, 1, (2, 32)).astype(np.float32))
+        split = ("train", "test", "train")[number // 2 % 3]
+        rows.append({"id": number, **files, "label": f"c{number % 2}", "split": split})
+    write_csv(tmp_path / "data.csv", rows)
+    sets = [word for assignment in TINY for word in ("--set", assignment)]
+    return ["--modalities", "accel=signal,gyro=signal", "--data", tmp_path / "data.csv", "--device", "cpu", *sets]
+
+
+def test_compare_trains_shows_and_goes_on(flags, tmp_path):
+    out = tmp_path / "sweep"
+    grid = ["compare", "--preset", "modalities", *flags, "--out", out]
+    done = mbt(*grid)
+    assert done.code == 0, done.err
+    assert "3 cells, 0 finished already" in done.err
+    assert "[3/3] modalities accel+gyro, seed 0: top1 " in done.err
+    assert all(name in done.out for name in ("accel+gyro", "GFLOPs", "clips/s"))
+    assert {p.name for p in out.iterdir()} >= {"cells", "results.csv", "results.md"}
+    again = mbt(*grid, "--json", "--quiet")
+    assert (again.code, again.err) == (0, "")
+    document = json.loads(again.out)
+    assert [point["labels"]["modalities"] for point in document["points"]] == ["accel", "gyro", "accel+gyro"]
+    assert all(cell["status"] == "finished" and "top1" in cell["metrics"] for cell in document["cells"])
+    more = mbt(*grid, "--seeds", 2, "--dry-run")
+    assert len(more.out.splitlines()) == 3
+    assert all("seed=1" in line for line in more.out.splitlines())
+
+
+def test_a_printed_command_trains_a_cell(flags, tmp_path):
+    grid = ["compare", "--over", "model.fusion.strategy=bottleneck,late", *flags, "--out", tmp_path / "sweep"]
+    first, second = mbt(*grid, "--dry-run").out.splitlines()
+    assert not (tmp_path / "sweep").exists()
+    done = mbt(*shlex.split(first)[1:])
+    assert done.code == 0, done.err
+    assert mbt(*grid, "--dry-run").out.splitlines() == [second]
+
+
+def test_a_failing_cell_is_exit_1(flags, tmp_path):
+    # a rate so high that the loss is no number
+    rates = ["--over", "train.lr=0.001,1e30", "--set", "train.optimizer=sgd"]
+    done = mbt("compare", *rates, *flags, "--out", tmp_path / "sweep")
+    assert done.code == 1
+    assert "1 of 2 cells failed" in done.err
+    assert "train.lr=1e30,seed=0: the loss is" in done.err
+    assert "finished" in (tmp_path / "sweep/results.csv").read_text()
+    assert "Failed:" in (tmp_path / "sweep/results.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --over KEY.PATH=V1,V2 or --preset, one of fusion-layer"),
+        (["--over", "model.fusion.layer=1,7"], "cell model.fusion.layer=7,seed=0: model.fusion.layer: 7 is above"),
+        (["--over", "model.fusion.layr=1"], "Did you mean 'layer'"),
+    ],
+)
+def test_wrong_usage_is_exit_2(flags, words, message):
+    done = mbt("compare", *words, *flags)
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_transfer_from_an_earlier_run(flags, tmp_path):
+    assert mbt("train", *flags, "--out", tmp_path / "run").code == 0
+    study = ["transfer", "--init", f"none,{tmp_path / 'run'}", "--tune", "head", "--fractions", "1", *flags]
+    study += ["--seeds", 2, "--out", tmp_path / "study"]
+    done = mbt(*study)
+    assert done.code == 0, done.err
+    assert "all starts: dim 16, depth 2, fusion from layer 1" in done.err
+    assert "against a fresh start, mean over 1 conditions and 2 seeds" in done.out
+    document = json.loads(mbt(*study, "--json", "--quiet").out)
+    assert [point["labels"]["init"] for point in document["points"]] == ["none", "run"]
+    assert len(document["effects"][0]["differences"]) == 2
+    default = mbt("transfer", "--init", f"none,{tmp_path / 'run'}", *flags, "--dry-run", "--out", tmp_path / "more")
+    assert len(default.out.splitlines()) == 24
+
+
+def test_transfer_wants_numbers(flags):
+    done = mbt("transfer", "--init", "none,x", "--fractions", "all", *flags)
+    assert done.code == 2
+    assert "--fractions all: expected numbers" in done.err

@@ -1,0 +1,183 @@
+"""Sweeps of real, tiny trainings: what is finished stays, what was interrupted goes on, what fails does not stop others."""
+
+import os
+import shlex
+import signal
+from dataclasses import replace
+
+import pytest
+from toy.sweeps import layers, make_flags
+
+import mbt_core.sweep.engine as engine
+from mbt_core.errors import ConfigError
+from mbt_core.recipes import assemble
+from mbt_core.run import train
+from mbt_core.sweep.engine import Sweep, Watcher, differences
+from mbt_core.training.events import Listener
+from mbt_core.training.loop import Interrupted
+from mbt_core.training.state import FILE
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+
+class Log(Watcher):
+    """Notes the cells that are trained and the step each starts from; may ask one to stop."""
+
+    def __init__(self, stop_in=None, stop_at=0):
+        self.stop_in, self.stop_at, self.trained = stop_in, stop_at, []
+
+    def cell_start(self, cell, number, total):
+        log = self
+
+        class Training(Listener):
+            def run_start(self, folder, config, step, steps):
+                log.trained.append((cell.name, step))
+
+            def step(self, step, metrics):
+                if cell.name == log.stop_in and step == log.stop_at:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        return [Training()]
+
+
+def run(out, cells, **how):
+    log = Log(**how)
+    return Sweep(out, cells).run("cpu", log), log.trained
+
+
+def scores(results):
+    return {r.cell.name: dict(r.metrics) for r in results}
+
+
+def test_interrupted_and_resumed_it_loses_nothing(tmp_path):
+    cells = layers(make_flags(tmp_path))
+    first, second = (cell.name for cell in cells)
+    unbroken, trained = run(tmp_path / "unbroken", cells)
+    assert trained == [(first, 0), (second, 0)]
+    with pytest.raises(Interrupted):
+        run(tmp_path / "broken", cells, stop_in=second, stop_at=4)
+    between = Sweep(tmp_path / "broken", cells).results()
+    assert [r.status for r in between] == ["finished", "unfinished"]
+    resumed, trained = run(tmp_path / "broken", cells)
+    assert trained == [(second, 4)]
+    assert scores(resumed) == scores(unbroken)
+    assert run(tmp_path / "broken", cells)[1] == []
+
+
+def test_a_seed_added_later_trains_only_what_is_missing(tmp_path):
+    flags = make_flags(tmp_path)
+    before, _ = run(tmp_path / "out", layers(flags))
+    after, trained = run(tmp_path / "out", layers(flags, 2))
+    assert trained == [("model.fusion.layer=0,seed=1", 0), ("model.fusion.layer=3,seed=1", 0)]
+    assert scores(before).items() <= scores(after).items()
+    assert [r.status for r in after] == ["finished"] * 4
+    assert [cell.name for cell in Sweep(tmp_path / "out", layers(flags, 2, "0,2,3")).todo()] == [
+        "model.fusion.layer=2,seed=0",
+        "model.fusion.layer=2,seed=1",
+    ]
+
+
+def test_results_hold_what_the_figures_need(tmp_path):
+    (result,), _ = run(tmp_path / "out", layers(make_flags(tmp_path), values="2"))
+    assert (result.status, result.steps, result.split, result.main) == ("finished", 6, "test", ("top1",))
+    assert {"top1", "top1[alpha]", "top1[beta]", "loss"} <= result.metrics.keys()
+    assert result.score == result.metrics["top1"]
+    assert result.clips_per_second > 0
+    assert result.cost.parameters == sum(p.numel() for p in train_again(result, tmp_path).model.parameters())
+    assert result.curve_name == "top1"
+    assert [step for step, _ in result.curve] == [3, 6]
+    # what nothing goes on from is not kept
+    assert (tmp_path / "out/cells" / result.cell.name / "state" / FILE).stat().st_size < 2000
+
+
+def train_again(result, tmp_path):
+    return train(result.cell.experiment, tmp_path / "again", command="")
+
+
+def test_without_a_test_split_val_judges(tmp_path):
+    (result,), _ = run(tmp_path / "out", layers(make_flags(tmp_path, test=False), values="2"))
+    assert result.split == "val"
+    assert result.score in [value for _, value in result.curve]
+
+
+def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
+    cells = layers(make_flags(tmp_path), values="0,2,3")
+
+    def failing(experiment, *rest, **options):
+        if experiment.model.fusion.layer == 0:
+            raise ZeroDivisionError("a bug")
+        if experiment.model.fusion.layer == 2:
+            raise ConfigError("train.lr: too high")
+        return train(experiment, *rest, **options)
+
+    monkeypatch.setattr(engine, "train", failing)
+    results, _ = run(tmp_path / "out", cells)
+    assert [(r.status, r.error) for r in results] == [
+        ("failed", "ZeroDivisionError: a bug"),
+        ("failed", "train.lr: too high"),
+        ("finished", ""),
+    ]
+    monkeypatch.undo()
+    results, trained = run(tmp_path / "out", cells)
+    assert [r.status for r in results] == ["finished"] * 3
+    assert [name for name, _ in trained] == [cells[0].name, cells[1].name]
+
+
+def test_commands_train_cells_elsewhere(tmp_path):
+    cells = layers(make_flags(tmp_path))
+    sweep = Sweep(tmp_path / "out", cells)
+    words = shlex.split(sweep.commands()[0])
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    sets = [value for word, value in zip(words, words[1:], strict=False) if word == "--set"]
+    experiment, _ = assemble(options.get("--modalities"), options["--recipe"], options["--data"], sets)
+    assert experiment == cells[0].experiment
+    train(experiment, options["--out"])
+    assert [r.status for r in sweep.results()] == ["finished", "missing"]
+    assert len(sweep.commands()) == 1
+    with pytest.raises(Interrupted):
+        run(sweep.out, cells, stop_in=cells[1].name, stop_at=2)
+    assert sweep.commands() == [f"mbt train --resume {tmp_path}/out/cells/{cells[1].name} --device cpu"]
+
+
+def test_another_experiment_in_the_same_folder_is_refused(tmp_path):
+    flags = make_flags(tmp_path)
+    run(tmp_path / "out", layers(flags, values="0"))
+    other = replace(flags, sets=("train.steps=7", "modalities.alpha.samples=9"))
+    with pytest.raises(ConfigError, match=r"modalities.alpha.samples is 13, expected 9; train.steps is 6, expected 7"):
+        Sweep(tmp_path / "out", layers(other, values="0"))
+
+
+def test_what_data_fills_is_no_difference(tmp_path):
+    flags = make_flags(tmp_path)
+    wanted = flags.experiment()
+    assert wanted.modalities["alpha"].channels == "auto"
+    found = train(wanted, tmp_path / "run").experiment
+    assert (found.modalities["alpha"].channels, found.model.head.classes) == (2, 2)
+    assert differences(wanted, found) == []
+    two = flags.over({"model.head.classes": 2}).experiment()
+    assert differences(two, found) == []
+    three = flags.over({"model.head.classes": 3}).experiment()
+    assert differences(three, found) == ["model.head.classes is 2, expected 3"]
+
+
+def test_cells_share_the_decoded_clips(tmp_path, monkeypatch):
+    made = []
+    choose = engine.Cache.choose
+    monkeypatch.setattr(engine.Cache, "choose", lambda *given: made.append(choose(*given)) or made[-1])
+    run(tmp_path / "out", layers(make_flags(tmp_path)))
+    assert len(made) == 1
+    assert made[0].in_memory
+    # another modality alone is read another way
+    flags = make_flags(tmp_path).over({"modalities": "alpha"})
+    run(tmp_path / "other", layers(flags, values="0"))
+    assert len(made) == 2
+
+
+def test_a_smaller_share_uses_the_larger_ones_clips(tmp_path, monkeypatch):
+    made = []
+    choose = engine.Cache.choose
+    monkeypatch.setattr(engine.Cache, "choose", lambda *given: made.append(choose(*given)) or made[-1])
+    flags = make_flags(tmp_path)
+    shares = [engine.Cell(f"{f}", {}, 0, flags, flags.over({"data.fraction": f}).experiment()) for f in (0.5, 1, 0.25)]
+    run(tmp_path / "out", shares)
+    assert len(made) == 2

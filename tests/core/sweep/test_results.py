@@ -1,0 +1,102 @@
+"""Tables and figures of made-up results."""
+
+import csv
+import math
+import re
+
+import pytest
+from toy.sweeps import result
+
+from mbt_core.sweep import plot
+from mbt_core.sweep.report import comparison, study
+from mbt_core.sweep.results import columns, markdown_table, summarise
+
+FAKES = [result({"model.fusion.layer": layer}, seed, score) for layer, seed, score in [
+    ("0", 0, 0.5), ("4", 0, 0.75), ("0", 1, 0.7), ("4", 1, None)
+]]  # fmt: skip
+
+
+def test_rows_are_means_and_deviations_over_finished_seeds():
+    one, other = summarise(FAKES)
+    assert (one.labels, one.count) == ({"model.fusion.layer": "0"}, 2)
+    assert one.mean == {"top1": pytest.approx(0.6)}
+    assert one.std == {"top1": pytest.approx(math.sqrt(0.02))}
+    assert one.score == (pytest.approx(0.6), pytest.approx(math.sqrt(0.02)))
+    assert (other.count, other.mean) == (1, {"top1": 0.75})
+    assert math.isnan(other.std["top1"])
+
+
+def test_the_table():
+    names, rows = columns(summarise(FAKES))
+    assert names == ["fusion.layer", "top1", "seeds", "GFLOPs", "M parameters", "clips/s"]
+    assert rows == [["0", "0.6000 ± 0.1414", "2", "2.5", "1", "100"], ["4", "0.7500", "1", "2.5", "1", "100"]]
+    assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| :-- | --: |\n| x\\|y | 1 |\n"
+
+
+def test_what_a_comparison_leaves(tmp_path):
+    pytest.importorskip("matplotlib")
+    report = comparison(tmp_path, FAKES, "layers", "mbt compare ...")
+    assert {path.name for path in report.files} == {"results.csv", "results.md", "results.png", "results.svg"}
+    text = (tmp_path / "results.md").read_text()
+    assert "`mbt compare ...`" in text
+    assert "0.6000 ± 0.1414" in text
+    assert "1 of 4 cells are not finished yet" in text
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["status"] for line in lines] == ["finished", "finished", "finished", "missing"]
+    assert (lines[1]["model.fusion.layer"], lines[1]["top1"], lines[1]["top1[alpha]"]) == ("4", "0.75", "0.5")
+    assert [point["mean"] for point in report.document["points"]] == [{"top1": pytest.approx(0.6)}, {"top1": 0.75}]
+    svg = (tmp_path / "results.svg").read_text()
+    for shown in ("top1", "GFLOPs per clip", "clips/s in training", "fusion.layer", "mean and deviation over 1 to 2"):
+        assert shown in svg
+
+
+def test_nothing_finished_is_no_figure(tmp_path):
+    report = comparison(tmp_path, [result({"a": "1"}, 0, None)], "a", "")
+    assert {path.name for path in report.files} == {"results.csv", "results.md"}
+
+
+def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(plot, "available", lambda: False)
+    assert {path.name for path in comparison(tmp_path, FAKES, "a", "").files} == {"results.csv", "results.md"}
+
+
+def test_scales():
+    assert plot.Scale.of("window", ["2 s", "4 s"]).at == {"2 s": 2.0, "4 s": 4.0}
+    many = plot.Scale.of("bottlenecks", ["4", "1024", "4"])
+    assert (many.at, many.logarithmic) == ({"4": 4.0, "1024": 1024.0}, True)
+    named = plot.Scale.of("strategy", ["late", "bottleneck"])
+    assert (named.at, named.numeric, named.logarithmic) == ({"late": 0.0, "bottleneck": 1.0}, False, False)
+    assert not plot.Scale.of("layer", ["0", "12"]).logarithmic
+
+
+def test_lines_stand_beside_each_other():
+    pytest.importorskip("matplotlib")
+    grid = [
+        result({"update": update, "pool": pool}, seed, 0.5)
+        for seed in (0, 1)
+        for update in ("one", "two", "three")
+        for pool in ("cls", "mean")
+    ]
+    figure = plot.comparison(summarise(grid), "t")
+    places = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    assert len(set(places)) == 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["pool cls", "pool mean"]
+
+
+def test_what_a_study_leaves(tmp_path):
+    pytest.importorskip("matplotlib")
+    cells = [
+        result({"init": init, "tune": tune, "fraction": share}, seed, base + 0.02 * seed, curve=((3, 0.2), (6, base)))
+        for seed in range(3)
+        for init, base in (("none", 0.4), ("vit", 0.6))
+        for tune in ("head", "all")
+        for share in ("0.25", "1")
+    ]
+    report = study(tmp_path, cells, "transfer", "mbt transfer ...")
+    assert report.text.startswith("Starting from vit helps: top1 on test +0.200")
+    assert report.document["effects"][0]["mean"] == pytest.approx(0.2)
+    assert report.text in (tmp_path / "results.md").read_text()
+    svg = (tmp_path / "results.svg").read_text()
+    assert len(re.findall("tune (?:head|all)", svg)) >= 2
+    assert "share of the training rows" in svg

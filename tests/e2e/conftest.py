@@ -1,0 +1,3 @@
+from small_fixtures import demo, run
+
+__all__ = ["demo", "run"]

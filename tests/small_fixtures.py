@@ -1,0 +1,23 @@
+"""Fixtures that tests/cli and tests/e2e share: made once a session, whichever asks first."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from small import make_small_demo, tiny_run
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Manifest of the small demo. Not to be changed."""
+    return make_small_demo(tmp_path_factory.getbasetemp() / "small_demo")
+
+
+@pytest.fixture(scope="session")
+def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny trained run on the small demo. Not to be changed."""
+    from mbt_core.run import load
+
+    folder = tmp_path_factory.getbasetemp() / "small_run"
+    return load(folder) if folder.exists() else tiny_run(demo, folder)
