@@ -285,9 +285,11 @@ def _train(
         show_init(report)
     model.classes = dict(manifest.classes)
     freeze(model, config)
-    monitor = monitored(experiment) if VAL in manifest.splits else None
+    monitor = monitored(experiment)  # a wrong name is told even where there is no val to use it on
     assert isinstance(config.batch_size, int)
-    plan = make_plan(config, len(manifest.splits[TRAIN]), config.batch_size, monitor)
+    plan = make_plan(
+        config, len(manifest.usable(TRAIN)), config.batch_size, monitor if VAL in manifest.splits else None
+    )
     cache = choose_cache(experiment.data, manifest, model.modalities, (TRAIN, VAL), listener.message, listener.decoded)
 
     def evaluated(split: str, views: int | None = None, check: Callable[[], None] | None = None) -> dict[str, float]:
@@ -311,10 +313,12 @@ def _train(
         Preprocess(model.modalities),
         plan,
         listener,
-        (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if monitor else None,
+        (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if plan.monitor else None,
         lambda row: manifest.row(row).id,
         losses[TRAIN],
     )
+    if team.is_first:
+        folder.clean()
     if (folder.state / FILE).exists():
         trainer.resume()
     elif team.is_first:
@@ -333,14 +337,14 @@ def _train_loader(
     config, team = experiment.train, trainer.team
     dataset = _dataset(experiment, model, manifest, training=True, cache=cache)
     sampler = TrainSampler(
-        manifest.splits["train"],
+        manifest.usable(TRAIN),
         plan.batch_size,
         plan.steps,
         config.seed,
         start_step=trainer.progress.step,
         rank=team.rank,
         world=team.world,
-        weights=manifest.balanced_weights("train") if experiment.data.sampler == "balanced" else None,
+        weights=manifest.balanced_weights(TRAIN) if experiment.data.sampler == "balanced" else None,
     )
     return make_loader(dataset, sampler, experiment.data.workers, team.fabric.device)
 

@@ -19,7 +19,7 @@ from mbt_core.sweep.results import Result
 from mbt_core.training.events import Listener
 from mbt_core.training.loop import Interrupted
 
-Finish = Callable[[Path, Sequence[Result], str, str], Report]
+Finish = Callable[[Path, Sequence[Result], str, str, bool], Report]
 
 
 class Bar(Progress):
@@ -43,7 +43,7 @@ class Bar(Progress):
 
 
 class Lines(Watcher):
-    """A line per cell on stderr, with the time left; results are written after every one."""
+    """A line per cell on stderr, with the time left; tables are written after every one."""
 
     def __init__(self, quiet: bool, save: Callable[[], object]) -> None:
         self.quiet, self.save = quiet, save
@@ -87,15 +87,15 @@ def run_sweep(
             typer.echo(command)
         return
 
-    def save() -> Report:
-        return finish(sweep.out, sweep.results(), title, command_line())
+    def save(figure: bool = True) -> Report:
+        return finish(sweep.out, sweep.results(), title, command_line(), figure)
 
     total, todo = len(sweep.cells), len(sweep.todo())
     if not quiet:
         note(f"{total} cells, {total - todo} finished already; results in {sweep.out}")
         if not available():
             note(f"no figure, for want of matplotlib: {INSTALL}")
-    lines = Lines(quiet, save)
+    lines = Lines(quiet, lambda: save(figure=False))
     try:
         sweep.run(device, lines)
     except (Interrupted, KeyboardInterrupt) as stop:

@@ -117,6 +117,13 @@ def _described(samples: Sequence[Sample]) -> str:
     return " and ".join(list(shapes)[:4])
 
 
+def blank_batch(modalities: Mapping[str, Modality], size: int) -> Batch:
+    """A batch of stand-ins with everything present, for trials of speed and memory."""
+    samples = {name: modality.blank() for name, modality in modalities.items()}
+    example = Example(0, 0, samples, dict.fromkeys(samples, True), {}, 1.0, None)
+    return Collate(modalities)([[example]] * size)
+
+
 class Preprocess(nn.Module):
     """Every modality's preprocessor: a `Batch` on the device -> the inputs of `MBT`. It has nothing to train."""
 

@@ -221,6 +221,15 @@ class Manifest:
             raise DataError(f"{self.path}: {unknown('split', split, self.splits)}")
         return self.splits[name]
 
+    def usable(self, split: str) -> np.ndarray:
+        """The rows of a split that name anything at all: what training draws from."""
+        rows = self.rows(split)
+        cells = [c for columns in self._sources.values() for c in (columns.files, columns.texts) if c is not None]
+        if not cells:
+            return rows
+        filled = np.any([pc.not_equal(c, "").to_numpy(zero_copy_only=False) for c in cells], axis=0)
+        return rows[filled[rows]]
+
     def class_counts(self, task: str, split: str) -> np.ndarray:
         """int64 [classes]: rows of the split with each class."""
         return self.labels[task].counts(self.rows(split))
@@ -238,8 +247,8 @@ class Manifest:
                 )
 
     def balanced_weights(self, split: str) -> np.ndarray:
-        """float64 [rows of the split], mean 1: inverse frequency of a row's classes, mean over tasks."""
-        rows = self.rows(split)
+        """float64 [usable rows of the split], mean 1: inverse frequency of a row's classes, mean over tasks."""
+        rows = self.usable(split)
         weights = [labels.inverse_frequency(rows) for labels in self.labels.values()]
         return np.mean(weights, axis=0) if weights else np.ones(len(rows))
 

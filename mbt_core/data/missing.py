@@ -31,7 +31,7 @@ class Losses:
         missing: of these, how many are not there.
         max_missing: the share of `named` that may be missing or unreadable.
         examples: some paths that are not there.
-        rows: rows with a missing file.
+        rows: rows with a missing file, and those that name none.
     """
 
     where: str
@@ -86,6 +86,7 @@ def check_missing(manifest: Manifest, split: str, max_missing: float) -> Losses:
         missing += int(is_gone.sum())
         bad_rows |= set(rows[is_gone].tolist())
         examples += [manifest.resolve(distinct[i].as_py()) for i in np.flatnonzero(gone)[:3]]
+    bad_rows |= set(rows.tolist()) - set(manifest.usable(split).tolist())
     losses = Losses(f"{manifest.path}: split {split}", named, missing, max_missing, examples[:3], frozenset(bad_rows))
     losses.check()
     return losses

@@ -81,3 +81,7 @@ def require_train(manifest: Manifest) -> None:
             f"{manifest.path}: no row of the split 'train'; its splits are: {known}.{nearest(TRAIN, manifest.splits)} "
             "Rows without a split are of train"
         )
+    if not len(manifest.usable(TRAIN)):
+        raise DataError(
+            f"{manifest.path}: no row of the split {TRAIN!r} names a file; are the media where it was built?"
+        )

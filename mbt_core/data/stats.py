@@ -46,7 +46,10 @@ class Moments:
         if not isinstance(self.total, Tensor) or not isinstance(self.squares, Tensor):
             return None
         mean, square = self.total / self.count, self.squares / self.count
-        found = {"mean": _number(mean.mean()), "std": _number((square.mean() - mean.mean() ** 2).clamp(min=0).sqrt())}
+        found: dict[str, Any] = {
+            "mean": _number(mean.mean()),
+            "std": _number((square.mean() - mean.mean() ** 2).clamp(min=0).sqrt()),
+        }
         if len(mean) > 1:
             each = (square - mean**2).clamp(min=0).sqrt()
             found |= {"channel_mean": list(map(_number, mean)), "channel_std": list(map(_number, each))}
@@ -84,8 +87,8 @@ def statistics(
         progress: called with (rows done, rows in all).
 
     Returns:
-        ``{"split", "rows", "failed", "modalities": {NAME: {"clips", "mean", "std"}}, "classes": {TASK: {CLASS: rows}}}``.
-        A modality of which nothing was there has only ``clips``, 0.
+        ``{"split", "rows", "failed", "modalities": {NAME: {"clips", "mean", "std"}}, "classes": {TASK: {CLASS:
+        rows}}}``. A modality of which nothing was there has only ``clips``, 0.
     """
     plain = {name: unnormalised(modality.config) for name, modality in modalities.items()}
     chosen = {name: type(modalities[name])(name, c) for name, c in plain.items() if c is not None}

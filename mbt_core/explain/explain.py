@@ -97,7 +97,7 @@ def explain_files(
     files = find_files(paths)
     good = [(str(file), None, None) for file in files if not isinstance(file, FilePrediction)]
     model.to(device).eval()
-    explained = iter(())
+    explained: Iterator[Explanation] = iter(())
     if good:
         manifest = files_manifest(good, {name: m.reads for name, m in model.modalities.items()})
         dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)

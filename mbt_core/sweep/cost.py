@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
-
 from mbt_core.config import Experiment, MBTConfig
-from mbt_core.data.collate import Preprocess
-from mbt_core.model import MBT
-from mbt_core.training.memory import blank_batch
+from mbt_core.measure.flops import count
 
 
 @dataclass(frozen=True)
@@ -30,10 +24,5 @@ def cost_of(experiment: Experiment) -> Cost:
 
 @lru_cache(maxsize=256)
 def _cost(config: str) -> Cost:
-    with torch.random.fork_rng(devices=[]):
-        model = MBT(MBTConfig.model_validate_json(config)).eval()
-    inputs = Preprocess(model.modalities)(blank_batch(model, 1))
-    # fused attention of a CPU is not counted
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(inputs)
-    return Cost(counter.get_total_flops() / 1e9, sum(p.numel() for p in model.parameters()))
+    counted = count(MBTConfig.model_validate_json(config))
+    return Cost(counted.gflops, sum(counted.parameters.values()))

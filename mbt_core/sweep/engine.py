@@ -55,6 +55,7 @@ class Sweep:
     def __init__(self, out: Path, cells: Sequence[Cell]) -> None:
         self.out, self.cells = out, cells
         self._errors: dict[str, str] = {}
+        self._finished: dict[str, Result] = {}
         for cell in cells:
             self._check_same(cell)
 
@@ -63,8 +64,11 @@ class Sweep:
 
     def result(self, cell: Cell) -> Result:
         """What the cell's folder tells, and why its training failed, if it did."""
-        found = read_result(cell, self.folder(cell))
-        error = self._errors.get(cell.name)
+        if cell.name in self._finished:
+            return self._finished[cell.name]
+        found, error = read_result(cell, self.folder(cell)), self._errors.get(cell.name)
+        if found.status == "finished":
+            self._finished[cell.name] = found
         return replace(found, status="failed", error=error) if error and found.status != "finished" else found
 
     def results(self) -> list[Result]:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333", "#F0E442")
 """Told apart by colour-blind people: M. Okabe, K. Ito, Color Universal Design (2008)."""
 MARKERS = "osD^vPX*"
-STYLE = {
+STYLE: Any = {
     **{"font.size": 9, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left"},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4"},
     **{"axes.axisbelow": True, "axes.edgecolor": "#808080", "svg.fonttype": "none", "legend.frameon": False},
@@ -87,7 +88,8 @@ class Scale:
             axes.set_xscale("log")
             axes.minorticks_off()
         rotated = not self.numeric and sum(map(len, self.at)) > 28
-        axes.set_xticks(list(self.at.values()), list(self.at), **({"rotation": 25, "ha": "right"} if rotated else {}))
+        turned: Any = {"rotation": 25, "ha": "right"} if rotated else {}
+        axes.set_xticks(list(self.at.values()), list(self.at), **turned)
         axes.set_xlabel(short(self.name))
         if not self.numeric:
             axes.set_xlim(-0.5, len(self.at) - 0.5)
@@ -108,7 +110,7 @@ def comparison(rows: Sequence[Row], title: str) -> Figure:
         figure = Figure(figsize=(wide * len(panels), 3.4 + 0.22 * math.ceil(len(groups) / 4)), layout="constrained")
         plots = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, name in zip(plots, metrics, strict=False):
-            _draw(axes, groups, scale, name, lambda row, name=name: (row.mean.get(name), row.std.get(name, math.nan)))
+            _draw(axes, groups, scale, name, partial(_metric, name))
             _within(axes, 0, 1)
         gflops, speed = plots[-2], plots[-1]
         _draw(gflops, groups, scale, panels[-2], lambda row: (row.cost.gflops if row.cost else None, math.nan))
@@ -146,6 +148,10 @@ def _groups(rows: Sequence[Row], scale: Scale) -> Grouped:
     return {name: sorted(found, key=lambda pair: pair[0]) for name, found in groups.items()}
 
 
+def _metric(name: str, row: Row) -> tuple[float | None, float]:
+    return row.mean.get(name), row.std.get(name, math.nan)
+
+
 def _draw(
     axes: Axes, groups: Grouped, scale: Scale, title: str, value: Callable[[Row], tuple[float | None, float]]
 ) -> None:
@@ -154,8 +160,8 @@ def _draw(
         points = [(x, mean, std) for x, mean, std in found if mean is not None]
         if not points:
             continue
-        x, mean, std = zip(*points, strict=True)
-        x = scale.beside(x, number, len(groups))
+        places, mean, std = zip(*points, strict=True)
+        x = scale.beside(places, number, len(groups))
         errors = None if all(map(math.isnan, std)) else [0.0 if math.isnan(s) else s for s in std]
         if errors is None and not scale.numeric:
             axes.bar(x, mean, 0.5 / len(groups), color=COLOURS[number % len(COLOURS)], label=name)

@@ -31,19 +31,19 @@ class Report:
     files: list[Path] = field(default_factory=list)
 
 
-def comparison(out: Path, results: Sequence[Result], title: str, command: str) -> Report:
-    """Writes and returns what `mbt compare` found so far."""
+def comparison(out: Path, results: Sequence[Result], title: str, command: str, figure: bool = True) -> Report:
+    """Writes and returns what `mbt compare` found so far; `figure`: with the figure, which takes a second."""
     rows = summarise(results)
     tables = {title: columns(rows)}
     report = Report(tables, "", {"out": str(out), **document(results, rows)})
     _write(out, results, report, title, command)
-    if plot.available() and any(row.count for row in rows):
+    if figure and plot.available() and any(row.count for row in rows):
         report.files.extend(plot.save(plot.comparison(rows, title), out, "results"))
     return report
 
 
-def study(out: Path, results: Sequence[Result], title: str, command: str) -> Report:
-    """Writes and returns what `mbt transfer` found so far."""
+def study(out: Path, results: Sequence[Result], title: str, command: str, figure: bool = True) -> Report:
+    """Writes and returns what `mbt transfer` found so far; `figure`: as in `comparison`."""
     rows = summarise(results)
     found = transfer.effects(results)
     metric = plot.score_name(results)
@@ -70,7 +70,7 @@ def study(out: Path, results: Sequence[Result], title: str, command: str) -> Rep
     known = {"out": str(out), **document(results, rows), "effects": effects, "verdict": words}
     report = Report(tables, words, known)
     _write(out, results, report, title, command)
-    if plot.available() and any(row.count for row in rows):
+    if figure and plot.available() and any(row.count for row in rows):
         report.files.extend(plot.save(plot.transfer(results, rows, title, transfer.NAMES), out, "results"))
     return report
 

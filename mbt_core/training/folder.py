@@ -53,6 +53,11 @@ class RunFolder:
         header = "".join(f"# {line}\n" for line in _provenance(command))
         write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment), encoding="utf-8"))
 
+    def clean(self) -> None:
+        """Removes what a killed process left half written."""
+        for left in [*self.path.glob(".*.tmp"), *self.state.glob(".*.tmp")]:
+            left.unlink(missing_ok=True)
+
     def experiment(self) -> Experiment:
         """The resolved experiment of the run. Raises `ConfigError` if this is no run folder, or they are wrong."""
         if not self.path.is_dir():

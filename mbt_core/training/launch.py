@@ -216,8 +216,8 @@ def _command() -> list[str]:
     """The command line of this process."""
     import __main__
 
-    if getattr(__main__, "__spec__", None) is not None:
-        return [sys.executable, "-m", __main__.__spec__.name, *sys.argv[1:]]
+    if (spec := getattr(__main__, "__spec__", None)) is not None:
+        return [sys.executable, "-m", spec.name, *sys.argv[1:]]
     script = os.path.abspath(sys.argv[0])
     if not os.path.isfile(script):
         raise ConfigError(

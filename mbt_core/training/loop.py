@@ -334,6 +334,8 @@ class Trainer:
     def _signals(self) -> Iterator[None]:
         """The first SIGINT or SIGTERM lets the step finish and saves; the second one ends at once."""
 
+        first = 0.0
+
         def ask(number: int, _: Any) -> None:
             nonlocal first
             if self._signal is None:
@@ -343,8 +345,6 @@ class Trainer:
             elif time.monotonic() - first > TWICE:
                 signal.signal(number, signal.SIG_DFL)
                 signal.raise_signal(number)
-
-        first = 0.0
 
         old: dict[int, Any] = {}
         try:

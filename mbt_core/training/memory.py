@@ -9,20 +9,12 @@ import torch
 from torch import nn
 
 from mbt_core.config import TrainConfig
-from mbt_core.data.collate import Batch, Collate
-from mbt_core.data.dataset import Example
+from mbt_core.data.collate import blank_batch
 from mbt_core.errors import MBTError
 from mbt_core.model import MBT
 
 DEFAULT_BATCH = 64
 LARGEST_BATCH = 4096
-
-
-def blank_batch(model: MBT, size: int) -> Batch:
-    """A batch of stand-ins with everything present, for trials of speed and memory."""
-    samples = {name: m.blank() for name, m in model.modalities.items()}
-    example = Example(0, 0, samples, dict.fromkeys(samples, True), {}, 1.0, None)
-    return Collate(model.modalities)([[example]] * size)
 
 
 def largest_batch(model: MBT, preprocess: nn.Module, device: torch.device) -> int:
@@ -37,7 +29,7 @@ def largest_batch(model: MBT, preprocess: nn.Module, device: torch.device) -> in
     size = 4
     while size < LARGEST_BATCH:
         try:
-            prediction = model(preprocess(blank_batch(model, size * 2).to(device)))
+            prediction = model(preprocess(blank_batch(model.modalities, size * 2).to(device)))
             prediction.embedding.float().square().mean().backward()
         except torch.OutOfMemoryError:
             break

@@ -5,8 +5,8 @@ What is agreed on goes over the CPU (gloo), so that no step waits for an acceler
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +107,7 @@ class Team:
 
     def __init__(self, fabric: Fabric) -> None:
         self.fabric, self.rank, self.world = fabric, fabric.global_rank, fabric.world_size
-        self.group = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.world > 1 else None
+        self.group: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.world > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -170,8 +170,9 @@ def together(hardware: Hardware, precision: str) -> Iterator[Team]:
         yield Team(fabric)
         return
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    hardware.accelerator(place)  # an error is best found before others are started
+    accelerator = hardware.accelerator(place)  # an error is best found before others are started
     with processes(place):
+        _connect(place, accelerator)
         fabric = hardware.fabric(precision, place)
         fabric.launch()
         team = Team(fabric)
@@ -187,6 +188,21 @@ def together(hardware: Hardware, precision: str) -> Iterator[Team]:
             watch.end()
             raise
         watch.end()
+
+
+def _connect(place: Place, accelerator: str) -> None:
+    """Joins the processes. Fabric would too, but after a restart by `torchrun` it meets what the last attempt left."""
+    store = next(dist.rendezvous("env://", place.rank, place.world, timeout=TIMEOUT))[0]
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    cuda = accelerator == "cuda"
+    dist.init_process_group(
+        "nccl" if cuda else "gloo",
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=place.rank,
+        world_size=place.world,
+        timeout=TIMEOUT,
+        device_id=torch.device("cuda", place.local_rank) if cuda else None,
+    )
 
 
 class Watch:
@@ -223,18 +239,18 @@ class Watch:
         self._stop_watching()
         lost = _is_lost_connection(error)
         until = time.monotonic() + (LAST_WORDS if lost else 0)
-        mine, said = False, None
+        mine, code = False, None
         try:
-            while not (said := self._said()) and time.monotonic() < until:
+            while (code := self._failed()) is None and time.monotonic() < until:
                 time.sleep(0.2)
-            if not said:
-                code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
-                mine, said = self._say(LOST if lost else str(error), code), self._said()
+            if code is None:
+                mine = self._fail(getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1))
+                code = self._failed()
             self._let_hear(mine)
-        except RuntimeError:  # what was said is gone with the first process, who kept it
+        except RuntimeError:  # word of it is gone with the first process, who kept it
             mine = mine or not lost or self.team.rank == 1
         if not mine:
-            raise SystemExit(said[1] if said else 1) from None
+            raise SystemExit(1 if code is None else code) from None
         if lost:
             raise MBTError(LOST) from None
 
@@ -251,9 +267,9 @@ class Watch:
             beat += 1
             try:
                 self.store.set(f"beat/{self.team.rank}", str(beat))
-                if said := self._said():
+                if (code := self._failed()) is not None:
                     self._let_hear(False)
-                    stop("", said[1])
+                    stop("", code)
                 now = time.monotonic()
                 beats = self.store.multi_get(keys)
                 latest = [old if old[0] == new else (new, now) for old, new in zip(latest, beats, strict=True)]
@@ -264,25 +280,22 @@ class Watch:
                     self._miss(rank)
 
     def _miss(self, rank: int) -> None:
-        message = f"process {rank} of the run has given no sign of life for {PATIENCE:g} s: it died, or its machine did"
-        mine = self._say(message, 1)
+        mine = self._fail(1)
         self._let_hear(mine)
+        message = f"process {rank} of the run has given no sign of life for {PATIENCE:g} s: it died, or its machine did"
         stop(message if mine else "", 1)
 
-    def _say(self, message: str, code: int) -> bool:
-        """Whether these are the first words about a failure."""
-        mine = json.dumps([f"{self.team.rank}: {message}", code])
+    def _fail(self, code: int) -> bool:
+        """Tells the others to end with `code`. Whether this process is the first to, and is to say why."""
+        mine = f"{self.team.rank} {code}"
         return bool(self.store.compare_set("failure", "", mine) == mine.encode())
 
-    def _said(self) -> list[Any] | None:
-        """[message, exit code] of the first process that failed."""
-        if not self.store.check(["failure"]):
-            return None
-        said: list[Any] = json.loads(self.store.get("failure"))
-        return said
+    def _failed(self) -> int | None:
+        """The exit code that a process has told."""
+        return int(self.store.get("failure").split()[1]) if self.store.check(["failure"]) else None
 
     def _let_hear(self, mine: bool) -> None:
-        """Waits until all have heard what was said: it is gone with the first process, who keeps it."""
+        """Waits until all have heard of the failure: word of it is gone with the first process, who keeps it."""
         if not mine:
             self.store.add("heard", 1)
         until = time.monotonic() + LAST_WORDS

@@ -19,7 +19,8 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
     for module in model.modules():
         if isinstance(module, Block):
             fully_shard(module, mesh=devices)
-    return fully_shard(model, mesh=devices)
+    fully_shard(model, mesh=devices)
+    return model
 
 
 def is_sharded(model: nn.Module) -> bool:

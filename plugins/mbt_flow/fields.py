@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +17,23 @@ PRESETS = {
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,
     "medium": cv2.DISOPTICAL_FLOW_PRESET_MEDIUM,
 }
+
+
+def write_fields(path: Path, fields: np.ndarray, source: str) -> Path:
+    """Writes a file (``npy``) or folder (``jpeg``) as the modality reads it, for examples.
+
+    Args:
+        path: without a suffix.
+        fields: float32 [2, T, H, W] displacements; for ``jpeg`` grey levels from 0 to 255.
+    """
+    if source == "npy":
+        np.save(path.with_suffix(".npy"), fields)
+        return path.with_suffix(".npy")
+    for axis, pictures in zip("uv", fields, strict=True):
+        (path / axis).mkdir(parents=True)
+        for number, picture in enumerate(pictures):
+            cv2.imwrite(str(path / axis / f"{number:06d}.jpg"), picture)
+    return path
 
 
 def dense_flow(first: np.ndarray, second: np.ndarray, preset: str) -> np.ndarray:

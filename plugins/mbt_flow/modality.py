@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mbt_core.media import MediaError
 from mbt_core.picture import overlay, spread
 from mbt_core.schema import validate
 from mbt_flow.config import FlowConfig
-from mbt_flow.fields import dense_flow, flow_colours, scaled
+from mbt_flow.fields import dense_flow, flow_colours, scaled, write_fields
 
 AUTO_SECONDS = 8.0
 FIT_CLIPS = 64
@@ -79,6 +80,15 @@ class Flow(Modality):
         }
         filled = {name: found[name] for name in config.auto_fields()}
         return validate(type(config), config.model_dump() | filled)
+
+    @classmethod
+    def example(cls, config: FlowConfig, path: Path, rng: np.random.Generator) -> Path | None:
+        """Stored fields, see `Modality.example`."""
+        if config.source == "video":
+            return None
+        low, high = (0, LEVELS) if config.source == "jpeg" else (-config.bound, config.bound)
+        fields = rng.uniform(low, high, (2, int(rng.integers(20, 40)), 48, 64))
+        return write_fields(path, fields.astype(np.float32), config.source)
 
     @property
     def seconds(self) -> float | None:

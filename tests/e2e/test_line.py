@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from media_files import sine, write_image, write_media
 
 import mbt_core as mbt_package
 from mbt_core import ConfigError, DataError
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.evaluate.subsets import all_subsets, confusion
 from mbt_core.media import Clip
-from media_files import sine, write_image, write_media
 from small import clips_of, mbt, read_csv, tiny_experiment, tiny_run, write_csv
 
 TASKS = {"kind": 9, "sum": 3}

@@ -49,18 +49,14 @@ def test_a_third_modality_trains_with_the_two(toys, with_arrays, tmp_path):
 
 def test_the_third_modality_helps(toys, with_arrays, tmp_path):
     """It says the shape outright: what is learned from it alone beats chance by far."""
-    rows = [{**row, "label": row.pop("label.kind").split("+")[0]} for row in read_csv(with_arrays)]
-    for row in rows:
-        del row["label.sum"]
-    data = write_csv(tmp_path / "shape.csv", [row for row in rows if row["alpha"]])
+    rows = [
+        {"id": row["id"], "alpha": row["alpha"], "label": row["label.kind"].split("+")[0], "split": row["split"]}
+        for row in read_csv(with_arrays)
+        if row["alpha"]
+    ]
+    data = write_csv(tmp_path / "shape.csv", rows)
     run = tiny_run(data, tmp_path / "run", "train.steps=60", "train.eval_every=60", "train.lr=0.01", modalities="alpha")
     assert run.results["top1"] > 0.9
-
-
-def test_an_unregistered_modality_is_unknown_again():
-    done = mbt("train", "--modalities", "rgb,alpha")
-    assert done.code == 2
-    assert done.err == "Error: unknown modality 'alpha'. Known: audio, flow, rgb, signal, text\n"
 
 
 def test_two_instances_of_one_kind(demo, tmp_path):
@@ -76,9 +72,7 @@ def test_two_instances_of_one_kind(demo, tmp_path):
     assert [run.experiment.modalities[name].kind for name in ("left", "right")] == ["rgb", "rgb"]
     assert run.experiment.modalities["right"].frames == 2
     assert {"kind/top1[left]", "kind/top1[right]"} <= run.results.keys()
-    left, right = (run.model.state_dict()[f"streams.{n}.tokenizer.proj.weight"] for n in ("left", "right"))
-    assert left.shape == right.shape
-    assert (left != right).any()
-    assert run.predict(clips_of(tmp_path / "stereo.csv", "none") or [demo.parent / "clips" / "test-00000.mp4"])[
-        0
-    ].modalities == ["left", "right"]
+    state = run.model.state_dict()
+    names = [key for key in state if key.startswith("streams.left.") and state[key].ndim > 1]
+    assert all((state[key] != state[key.replace("left", "right")]).any() for key in names if "pos" not in key)
+    assert run.predict(demo.parent / "clips" / "test-00000.mp4")[0].modalities == ["left", "right"]

@@ -11,6 +11,8 @@ OTHER_SETTINGS = [
     ("signal", {"view": "spectrogram"}),
     ("signal", {"jitter": 0.05, "scaling": 0.1, "time_masks": 2}),
     ("audio", {"seconds": "auto", "time_masks": 2, "freq_masks": 2}),
+    ("flow", {"source": "npy", "size": 48}),
+    ("flow", {"source": "jpeg", "size": 48, "short_side": 48, "seconds": "auto"}),
     ("text", {"token_dropout": 0.3}),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.data.fakes import write_csv
+from core.data.fakes import write_csv, write_movie
 from mbt_core.config import DataConfig
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, DataError
@@ -214,3 +214,18 @@ def test_pickle(tmp_path: Path) -> None:
     again = pickle.loads(pickle.dumps(found))
     assert again.row(2) == found.row(2)
     assert again.classes == found.classes
+
+
+def test_rows_that_name_nothing_are_not_trained_on_nor_counted_as_broken(tmp_path: Path) -> None:
+    rows = [{"id": str(i), "path": "" if i % 2 else f"{i}.mp4", "label": "ab"[i > 3]} for i in range(6)]
+    for i in (0, 2, 4):
+        write_movie(tmp_path / f"{i}.mp4", 0.4)
+    found = Manifest.read(write_csv(tmp_path / "m.csv", rows), {"p": "frames"}, DataConfig())
+    assert found.rows("train").tolist() == list(range(6))
+    assert found.usable("train").tolist() == [0, 2, 4]
+    assert found.balanced_weights("train").tolist() == [0.75, 0.75, 1.5]
+    losses = found.check_missing("train", 0.0)
+    losses.add([(1, "row '1': all its cells are empty"), (3, "row '3': all its cells are empty")])
+    assert (losses.named, losses.unreadable) == (3, {})
+    with pytest.raises(DataError, match="1 cannot be read"):
+        losses.add([(2, "2.mp4: broken")])

@@ -1,12 +1,12 @@
-"""Sweeps of real, tiny trainings: what is finished stays, what was interrupted goes on, what fails does not stop others."""
+"""Sweeps of real, tiny trainings: what is finished stays, what was interrupted goes on, what fails stops no other."""
 
 import os
 import shlex
 import signal
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
-from toy.sweeps import layers, make_flags
 
 import mbt_core.sweep.engine as engine
 from mbt_core.errors import ConfigError
@@ -16,6 +16,7 @@ from mbt_core.sweep.engine import Sweep, Watcher, differences
 from mbt_core.training.events import Listener
 from mbt_core.training.loop import Interrupted
 from mbt_core.training.state import FILE
+from toy.sweeps import layers, make_flags
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -128,7 +129,7 @@ def test_commands_train_cells_elsewhere(tmp_path):
     sweep = Sweep(tmp_path / "out", cells)
     words = shlex.split(sweep.commands()[0])
     options = dict(zip(words[2::2], words[3::2], strict=True))
-    sets = [value for word, value in zip(words, words[1:], strict=False) if word == "--set"]
+    sets = [value for word, value in pairwise(words) if word == "--set"]
     experiment, _ = assemble(options.get("--modalities"), options["--recipe"], options["--data"], sets)
     assert experiment == cells[0].experiment
     train(experiment, options["--out"])

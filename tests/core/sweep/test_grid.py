@@ -3,11 +3,11 @@
 import shlex
 
 import pytest
-from toy.sweeps import layers, make_flags
 
 from mbt_core.errors import ConfigError
 from mbt_core.sweep.grid import Flags, cell_name, make_cells, parse_over, short
 from mbt_core.sweep.presets import PRESETS, preset
+from toy.sweeps import layers, make_flags
 
 pytestmark = pytest.mark.usefixtures("toys")
 

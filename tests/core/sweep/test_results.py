@@ -5,11 +5,11 @@ import math
 import re
 
 import pytest
-from toy.sweeps import result
 
 from mbt_core.sweep import plot
 from mbt_core.sweep.report import comparison, study
 from mbt_core.sweep.results import columns, markdown_table, summarise
+from toy.sweeps import result
 
 FAKES = [result({"model.fusion.layer": layer}, seed, score) for layer, seed, score in [
     ("0", 0, 0.5), ("4", 0, 0.75), ("0", 1, 0.7), ("4", 1, None)

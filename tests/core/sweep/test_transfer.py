@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 from safetensors.torch import save_file
-from toy.sweeps import make_flags, result
 
 from mbt_core.errors import ConfigError
 from mbt_core.sweep.grid import make_cells
 from mbt_core.sweep.transfer import effects, plan, t_quantile, verdict
+from toy.sweeps import make_flags, result
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -1,0 +1,96 @@
+"""Parameters and floating-point operations of a model, part by part, without running it.
+
+Shapes: N tokens of a modality.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mbt_core.config import MBTConfig
+from mbt_core.data.collate import Preprocess, blank_batch
+from mbt_core.model import MBT
+from mbt_core.model.mbt import TokenTransform
+from mbt_core.tokens import Tokens
+
+PARTS = ("tokenizers", "stream layers", "fused layers", "head")
+
+
+@dataclass(frozen=True)
+class Count:
+    """Of a forward pass of one example with everything present, sequences at their greatest length.
+
+    Args:
+        flops: part (of `PARTS`) -> floating-point operations of matrix products and convolutions, two for a
+            multiplication and an addition. Preprocessing, norms and activations are not counted.
+        parameters: part -> number; class tokens and positions are of the tokenizers, bottlenecks of the fused layers.
+        tokens: modality -> N, without class and register tokens.
+    """
+
+    flops: dict[str, int]
+    parameters: dict[str, int]
+    tokens: dict[str, int]
+
+    @property
+    def gflops(self) -> float:
+        """1e9 floating-point operations in all."""
+        return sum(self.flops.values()) / 1e9
+
+
+def count(config: MBTConfig) -> Count:
+    """Counts a model that never exists: its tensors have shapes only.
+
+    Raises:
+        ConfigError: for a model that cannot be built, or an input without a size yet.
+    """
+    with torch.device("meta"):
+        model = MBT(config).eval()
+    inputs = _on_meta(Preprocess(model.modalities)(blank_batch(model.modalities, 1)))
+    # a fused attention would be one operation, which is not counted on every device
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(inputs, transform=full_length(model))
+    layer = config.fusion.layer
+    flops = dict.fromkeys(PARTS, 0)
+    for module, found in counter.get_flop_counts().items():
+        name = module.partition(".")[2]
+        if name == "head" or (name.count(".") == 2 and name.startswith(("streams.", "blocks."))):
+            flops[_part_of(name, layer)] += sum(found.values())
+    flops["fused layers"] += counter.get_total_flops() - sum(flops.values())  # a strategy's own modules
+    parameters = dict.fromkeys(PARTS, 0)
+    for name, parameter in model.named_parameters():
+        parameters[_part_of(name, layer)] += parameter.numel()
+    return Count(flops, parameters, {name: math.prod(model.stream(name).grid) for name in model.modalities})
+
+
+def full_length(model: MBT) -> TokenTransform:
+    """Makes every sequence as long as its grid allows: stand-ins of texts are as good as empty."""
+
+    def fill(tokens: dict[str, Tokens]) -> dict[str, Tokens]:
+        grids = {name: math.prod(model.stream(name).grid) for name in tokens}
+        return {name: Tokens(F.pad(x, (0, 0, 0, grids[name] - x.shape[1]))) for name, (x, _) in tokens.items()}
+
+    return fill
+
+
+def _part_of(name: str, fusion_layer: int) -> str:
+    """The part that a module or parameter belongs to."""
+    top, *below = name.split(".")
+    if top == "blocks":
+        return "stream layers" if int(below[1]) < fusion_layer else "fused layers"
+    return {"streams": "tokenizers", "head": "head"}.get(top, "fused layers")
+
+
+def _on_meta(inputs: Any) -> Any:
+    if isinstance(inputs, Tensor):
+        return inputs.to("meta")
+    if isinstance(inputs, dict):
+        return {name: _on_meta(x) for name, x in inputs.items()}
+    return None if inputs is None else tuple(_on_meta(x) for x in inputs)

@@ -1,0 +1,268 @@
+"""Nothing is lost: an interrupted run goes on to what an unbroken one comes to, bit for bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+from mbt_core.training.events import Listener
+from mbt_core.training.loggers import JsonLines
+from mbt_core.training.loop import Interrupted
+from mbt_core.training.state import FILE, read_progress
+from small import mbt, tiny_run, tiny_sets
+
+SETS = ("train.steps=9", "train.eval_every=4", "train.log_every=2", "train.mixup=0.3", "train.modality_dropout=0.2",
+        "train.lr=0.02", "data.cache=memory")  # fmt: skip
+TIMES = ("time", "clips_per_second")
+
+
+@pytest.fixture(scope="module")
+def unbroken(demo, tmp_path_factory):
+    return tiny_run(demo, tmp_path_factory.mktemp("unbroken") / "run", *SETS).path
+
+
+def lines_of(folder):
+    """The metrics of a run, without what the clock says."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def assert_same(folder, unbroken):
+    """Weights, state and logs of two runs are the same, bit for bit."""
+    assert (folder / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    one, other = (load_file(path / "state" / FILE) for path in (folder, unbroken))
+    assert one.keys() == other.keys()
+    assert all((one[key] == other[key]).all() for key in one)
+    assert read_progress(folder / "state") == read_progress(unbroken / "state")
+    assert lines_of(folder) == lines_of(unbroken)
+    assert not list(folder.rglob("*.tmp"))
+
+
+class SignalAt(Listener):
+    """Sends this process a signal when a step is logged."""
+
+    def __init__(self, number, step):
+        self.number, self.at = number, step
+        self.said = []
+
+    def step(self, step, metrics):
+        if step == self.at:
+            os.kill(os.getpid(), self.number)
+
+    def message(self, text):
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(("number", "at", "saved"), [
+    (signal.SIGINT, 2, 2),
+    (signal.SIGTERM, 4, 4),  # the evaluation that is due is broken off, and made up for later
+    (signal.SIGINT, 8, 8),
+], ids=["in an epoch", "at an evaluation", "at a later one"])  # fmt: skip
+def test_goes_on_after_a_signal(demo, unbroken, tmp_path, number, at, saved):
+    asks = SignalAt(number, at)
+    with pytest.raises(Interrupted) as stopped:
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[asks])
+    assert stopped.value.exit_code == 128 + number
+    assert "stopping after this step; once more to stop at once" in asks.said
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+    progress = read_progress(tmp_path / "run" / "state")
+    assert (progress.step, progress.finished) == (saved, False)
+    assert lines_of(tmp_path / "run")[-1]["event"] != "end"
+    tiny_run(demo, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
+class Snapshot(Listener):
+    """Copies the run folder as a `kill -9` at this moment would leave it."""
+
+    def __init__(self, into):
+        self.into, self.taken = into, []
+
+    def run_start(self, folder, config, step, steps):
+        self.folder = folder
+        self.take(f"start-{step}")
+
+    def step(self, step, metrics):
+        self.take(f"step-{step}")
+
+    def epoch(self, step, metrics):
+        self.take(f"epoch-{step}")
+
+    def run_end(self, step, metrics):
+        self.take("end")
+
+    def take(self, name):
+        shutil.copytree(self.folder, self.into / name)
+        self.taken.append(name)
+
+
+def test_goes_on_from_wherever_it_was_killed(demo, unbroken, tmp_path):
+    """Copies of the folder at every event; the state is saved after every step (and after every evaluation)."""
+    snapshot = Snapshot(tmp_path)
+    tiny_run(demo, tmp_path / "run", *SETS, "train.save_every=0.000001", listeners=[snapshot])
+    assert snapshot.taken == ["start-0", "step-2", "step-4", "epoch-4", "step-6", "step-8", "epoch-8", "step-9",
+                              "epoch-9", "end"]  # fmt: skip
+    for name in ("start-0", "step-2", "epoch-4", "step-9"):
+        (tmp_path / name / ".model.safetensors.123.tmp").touch()
+        tiny_run(demo, tmp_path / name, resume=True)
+        assert_same(tmp_path / name, unbroken)
+
+
+def test_goes_on_from_the_state_and_not_from_the_log(demo, unbroken, tmp_path):
+    """The log was ahead of the state, and its last line is half written."""
+    with pytest.raises(Interrupted):
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 2)])
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "step", "step": 4, "loss": 7.0}\n{"event": "val", "st')
+    tiny_run(demo, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_without_a_state_the_run_starts_anew(demo, unbroken, tmp_path):
+    with pytest.raises(Interrupted):
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 6)])
+    shutil.rmtree(tmp_path / "run" / "state")
+    done = mbt("train", "--resume", tmp_path / "run")
+    assert done.code == 0
+    assert f"run folder {tmp_path / 'run'}\n" in done.err
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_finished_run_is_left_alone(unbroken):
+    before = {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()}
+    done = mbt("train", "--resume", unbroken)
+    assert done.code == 0
+    assert done.err == f"{unbroken} is finished already, after 9 steps\n"
+    assert done.out.startswith(f"test split, {unbroken}\n")
+    assert "kind/top1" in done.out
+    assert {path: path.stat().st_mtime_ns for path in unbroken.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_exit_codes_of_the_command(demo, unbroken, tmp_path, monkeypatch, number):
+    asks = SignalAt(number, 6)
+    step = JsonLines.step
+
+    def ask(self, at, metrics):
+        step(self, at, metrics)
+        asks.step(at, metrics)
+
+    out = tmp_path / "run"
+    sets = [x for s in tiny_sets("rgb,audio", *SETS) for x in ("--set", s)]
+    with monkeypatch.context() as patched:
+        patched.setattr(JsonLines, "step", ask)
+        done = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", out, *sets)
+    assert done.code == 128 + number
+    assert done.err.endswith(f"Error: interrupted; go on with: mbt train --resume {out}\n")
+    done = mbt("train", "--resume", out)
+    assert done.code == 0
+    assert f"run folder {out}, from step 6\n" in done.err
+    assert_same(out, unbroken)
+
+
+def test_ctrl_c_before_training(demo, tmp_path, monkeypatch):
+    """Nothing is there yet that could be gone on with."""
+    from mbt_core import run
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "build_with_report", interrupt)
+    done = mbt("train", "--data", demo, "--modalities", "rgb", "--out", tmp_path / "run")
+    assert (done.code, done.err.splitlines()[-1]) == (130, "Error: interrupted")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_progress_of_a_run_gives_the_terminal_back(demo, tmp_path):
+    from mbt_cli.progress import Progress
+
+    progress = Progress()
+    progress.console._force_terminal = True
+    with pytest.raises(Interrupted):
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[progress, SignalAt(signal.SIGINT, 2)])
+    assert progress.bar is not None
+    assert progress.bar.live.is_started
+    progress.close()
+    assert progress.bar is None
+
+
+# the real thing
+
+
+def start(*arguments, folder):
+    command = [sys.executable, "-m", "mbt_cli", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def arguments_for(demo, out, *sets):
+    chosen = [x for s in tiny_sets("rgb,audio", *sets) for x in ("--set", s)]
+    return ("train", "--data", demo, "--modalities", "rgb,audio", "--out", out, *chosen)
+
+
+def wait_for(path, process, seconds=120.0):
+    """Until the file is there or the process has ended."""
+    end = time.monotonic() + seconds
+    while not path.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+LONG = ("train.steps=400", "train.eval_every=40", "train.log_every=7", "train.save_every=0.05", "train.mixup=0.3",
+        "train.modality_dropout=0.2", "data.cache=memory")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def long_unbroken(demo, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    process = start(*arguments_for(demo, folder / "run", *LONG), folder=folder)
+    assert process.wait(300) == 0, process.stderr.read()
+    return folder / "run"
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_points(demo, long_unbroken, tmp_path):
+    out, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+    chance = random.Random(0)
+    kills, steps = 0, []
+    process = start(*arguments_for(demo, out, *LONG), folder=tmp_path)
+    while kills < 10:
+        seen = log.stat().st_size if log.exists() else 0
+        wait_for(out / "config.yaml", process)
+        while process.poll() is None and (not log.exists() or log.stat().st_size == seen):
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.4))
+        if process.poll() is not None:
+            break
+        process.kill()
+        process.communicate()
+        kills += 1
+        progress = read_progress(out / "state")
+        steps.append(progress.step if progress else 0)
+        process = start("train", "--resume", out, folder=tmp_path)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert kills == 10, f"only {kills} kills at {steps}; make the run longer"
+    assert steps == sorted(steps)
+    assert_same(out, long_unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_to_the_real_command(demo, long_unbroken, tmp_path, number):
+    out = tmp_path / "run"
+    process = start(*arguments_for(demo, out, *LONG), folder=tmp_path)
+    wait_for(out / "state" / FILE, process)
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert error.endswith(f"Error: interrupted; go on with: mbt train --resume {out}\n")
+    process = start("train", "--resume", out, folder=tmp_path)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    assert_same(out, long_unbroken)
