@@ -59,7 +59,7 @@ def show(*renderables: Any) -> None:
     """Prints to stdout with rich. Lines of text are never broken; nor are tables where there is no terminal."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else WIDE)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else WIDE)
     for renderable in renderables:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
 

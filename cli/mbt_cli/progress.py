@@ -18,7 +18,7 @@ class Progress(Listener):
     """A bar with loss, clips per second and time left; a line per evaluation. Plain lines without a terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.bar: Bar | None = None
         self._last = 0.0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -187,4 +188,5 @@ def _write_arrays(path: Path, parts: Iterable[Part], fused_only: bool) -> None:
         if fused_only:
             np.save(file, whole.values[FUSED])
         else:
-            np.savez(file, **{IDS: np.array(whole.ids, dtype=str)}, **whole.values)
+            arrays: dict[str, Any] = {IDS: np.array(whole.ids, dtype=str), **whole.values}
+            np.savez(file, **arrays)

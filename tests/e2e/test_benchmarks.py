@@ -174,3 +174,38 @@ def by_hand(name, metrics, table):
                 assert metrics[f"{task}/top1{source}"] == pytest.approx(right[-1].mean())
             assert metrics[f"action/top1{source}"] == pytest.approx((right[0] & right[1]).mean())
             assert metrics[f"action/top5{source}"] >= metrics[f"action/top1{source}"]
+
+
+def test_reading_processes_change_nothing(tmp_path):
+    from mbt_core.run import load
+
+    audioset(tmp_path)
+    manifest, shards, run = tmp_path / "manifest.parquet", tmp_path / "shards", tmp_path / "run"
+    mbt("data", "build", "audioset", "--annotations", tmp_path, "--media", tmp_path / "media", "--out", manifest)
+    mbt("data", "pack", manifest, "--out", shards)
+    sets = [word for setting in TINY for word in ("--set", setting)]
+    mbt("train", "--recipe", "audioset-mini", "--data", manifest, "--out", run, *sets)
+    opened = load(run)
+    for data in (manifest, shards):
+        found = []
+        for workers in (0, 1, 2):
+            opened.experiment.data.workers = workers
+            found.append(opened.evaluate(data, device="cpu")[1][("rgb", "audio")])
+        assert all(one.metrics() == found[0].metrics() for one in found)
+        assert all(one.failed.keys() == found[0].failed.keys() for one in found)
+        assert len(found[0].failed) == 2
+
+
+def test_vggsounder_judges_a_model_of_vggsound(tmp_path):
+    vggsound(tmp_path)
+    rows = [(f"test-{i:06d}_{i:06d}", f"class {k}, sounding", "AV") for i in range(8) for k in (i % 5, i % 5 + 10)]
+    write_csv(tmp_path / "vggsounder.csv", rows, ("video_id", "label", "modality"))
+    folders = ("--annotations", tmp_path, "--media", tmp_path / "media")
+    for name in ("vggsound", "vggsounder"):
+        mbt("data", "build", name, *folders, "--out", tmp_path / f"{name}.csv")
+    sets = [word for setting in (*TINY, "model.head.task=multilabel") for word in ("--set", setting)]
+    mbt("train", "--recipe", "vggsound", "--data", tmp_path / "vggsound.csv", "--out", tmp_path / "run", *sets)
+    found = mbt("eval", tmp_path / "run", "--data", tmp_path / "vggsounder.csv", "--json")
+    assert found["examples"] == 8
+    assert 0 < found["metrics"]["mAP"] <= 1
+    assert np.sum(pq.read_table(tmp_path / "run/predictions.parquet")["target"].to_pylist()) == 16

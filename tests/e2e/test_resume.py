@@ -180,6 +180,25 @@ def test_ctrl_c_before_training(demo, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
+def test_ctrl_c_while_the_test_split_is_evaluated(demo, unbroken, tmp_path, monkeypatch):
+    from mbt_core import run
+
+    evaluate = run._evaluate
+
+    def interrupt(experiment, model, manifest, split, *rest):
+        if split == "test":
+            raise KeyboardInterrupt
+        return evaluate(experiment, model, manifest, split, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "_evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tiny_run(demo, tmp_path / "run", *SETS)
+    assert not read_progress(tmp_path / "run" / "state").finished
+    tiny_run(demo, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
 def test_the_progress_of_a_run_gives_the_terminal_back(demo, tmp_path):
     from mbt_cli.progress import Progress
 

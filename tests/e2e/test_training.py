@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from mbt_core import ConfigError, DataError
 from mbt_core.training.events import Listener
 from mbt_core.training.loggers import read_metrics
+from mbt_core.training.loop import Trainer
 from mbt_core.training.state import FILE, load_state, read_progress
-from small import clips_of, mbt, read_csv, tiny_experiment, tiny_run, write_csv
+from small import clips_of, mbt, read_csv, tiny_experiment, tiny_run, tiny_sets, write_csv
 
 
 def weights(run):
@@ -156,8 +157,6 @@ def test_the_balanced_sampler_evens_out_the_classes(labelled, tmp_path, monkeypa
         def epoch(self, step, metrics):
             drawn.append(step)
 
-    from mbt_core.training.loop import Trainer
-
     targets = []
     train_step = Trainer.train_step
 
@@ -270,6 +269,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(demo, tmp_path):
                *(x for s in sets for x in ("--set", s)))  # fmt: skip
     assert done.code == 1
     assert "start again with a lower train.lr (it was 1e+30), or with train.clip_grad=1" in done.err
+
+
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+], ids=["cuda", "cpu", "python"])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(demo, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    sets = [x for s in tiny_sets("audio") for x in ("--set", s)]
+    done = mbt("train", "--data", demo, "--modalities", "audio", "--out", tmp_path / "run", "-q", *sets)
+    assert (done.code, done.err) == (1, "Error: out of memory with train.batch_size=8, train.accumulate=1: compute the "
+                                     "batch in more parts (train.accumulate=4), lower train.batch_size, or set "
+                                     "model.checkpointing=true\n")  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "label", "main"), [
+    ("multilabel", ";", "mAP"), ("regression", "1.5", "r2")])  # fmt: skip
+def test_a_val_split_that_says_nothing(labelled, tmp_path, task, label, main):
+    """No positives, or one row only: the metric has no value, and the first weights stay the best."""
+    train_label = "a;b" if task == "multilabel" else "2.5"
+    rows = read_csv(labelled(lambda shape, sound: train_label))
+    rows = [row for row in rows if row["split"] != "val"] + [{**rows[27], "label": label}]
+    run = tiny_run(write_csv(tmp_path / "one.csv", rows), tmp_path / "run", f"model.head.task={task}")
+    assert read_progress(run.path / "state").best_step == 3
+    lines = [line for line in (run.path / "metrics.jsonl").read_text().splitlines() if '"val"' in line]
+    assert all(json.loads(line).get(main) is None for line in lines)
+    assert "NaN" not in "".join(lines)
 
 
 def test_a_failure_before_training_leaves_no_folder(demo, tmp_path):

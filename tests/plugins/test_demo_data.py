@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from mbt_benchmarks.demo import SHAPES, SOUNDS, VERSION, make_demo
 
+from mbt_benchmarks.demo import SHAPES, SOUNDS, VERSION, make_demo
 from mbt_core.errors import ConfigError, MBTError
 
 KINDS = [f"{shape}+{sound}" for shape in SHAPES for sound in SOUNDS]

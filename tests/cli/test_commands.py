@@ -1,0 +1,178 @@
+"""What the commands print: a result on stdout, everything else on stderr; with --json one document and nothing else."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from mbt_cli.output import print_json, show, table
+from small import clips_of, mbt, read_csv, tiny_sets, write_csv
+
+
+def columns(text):
+    """The table rows of an output, cell by cell; without rules and titles."""
+    return [line.split() for line in text.splitlines() if "  " in line.strip() and "─" not in line]
+
+
+def flags(*sets, modalities="rgb,audio"):
+    return [x for s in tiny_sets(modalities, *sets) for x in ("--set", s)]
+
+
+def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
+    done = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
+    assert done.code == 0
+    said = done.err.splitlines()
+    assert said[0].startswith("recipe small: rgb + audio, dim 32, depth 2, from scratch, bottleneck from layer 1, ")
+    assert said[0].endswith("adamw 0.001, batch 8, steps 6")
+    assert said[1].startswith("the decoded clips of 36 rows are kept in memory: ")
+    assert said[2] == "run folder run"
+    assert [line.split("  val: ")[0] for line in said if "val:" in line] == ["step 3", "step 6"]
+    assert said[-2].startswith("step 6/6  loss ")
+    shown = columns(done.out)
+    assert done.out.startswith("test split, run\n")
+    assert shown[0] == ["metric", "fused", "rgb", "audio"]
+    assert [row[0] for row in shown[1:]] == ["kind/top1", "kind/top5", "sum/top1", "loss"]
+    assert all(len(cell) == 6 for row in shown[1:] for cell in row[1:])
+
+    again = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
+    assert again.code == 2
+    assert again.err == ("Error: run exists and is not empty; go on with it by --resume run, or choose another --out\n")
+
+
+def test_train_without_a_test_split_and_quiet(demo, tmp_path):
+    rows = [{**row, "path": str(demo.parent / row["path"])} for row in read_csv(demo) if row["split"] == "train"]
+    data = write_csv(tmp_path / "train.csv", rows)
+    for out in ("runs/small-rgb", "runs/small-rgb-2"):
+        done = mbt("train", "--data", data, "-m", "rgb", "-q", *flags("train.steps=1", modalities="rgb"))
+        assert (done.code, done.out, done.err) == (0, f"no test split; the model is in {out}\n", "")
+
+
+def test_flags_for_common_settings(demo, tmp_path):
+    done = mbt("train", "--data", demo, "-m", "audio", "--out", "run", "--tune", "head", "--precision", "bf16",
+               "--device", "cpu", "--show-init", *flags("train.steps=1", modalities="audio"))  # fmt: skip
+    assert done.code == 0
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "tune: head\n" in text
+    assert "precision: bf16\n" in text
+    assert "initial weights\n" in done.out
+    plain = mbt("train", "--data", demo, "-m", "audio", "--out", "plain", "--precision", "32", "-q",
+                *flags("train.steps=1", modalities="audio"))  # fmt: skip
+    assert plain.code == 0
+    report = json.loads(mbt("eval", "run", "--json").out)  # mixed precision brings no lines of others with it
+    assert report["examples"] == 9
+
+
+def test_eval(run, demo):
+    done = mbt("eval", run.path, "--json")
+    document = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert list(document) == ["split", "examples", "failed", "metrics"]
+    assert (document["split"], document["examples"], document["failed"]) == ("test", 9, 0)
+    assert document["metrics"] == pytest.approx(run.results, abs=1e-5)
+    text = mbt("eval", run.path)
+    assert text.out.startswith(f"test split of {run.path}: 9 examples, 0 failed\n")
+    rows = {row[0]: row[1:] for row in columns(text.out)}
+    assert rows["metric"] == ["fused", "rgb", "audio"]
+    assert rows["sum/top1"] == [f"{document['metrics'][f'sum/top1{x}']:.4f}" for x in ("", "[rgb]", "[audio]")]
+
+
+def test_eval_of_another_split_with_views(run):
+    document = json.loads(mbt("eval", run.path, "--split", "Validation", "--views", 2, "--json").out)
+    assert (document["split"], document["examples"]) == ("val", 9)
+
+
+def test_eval_subsets(run):
+    document = json.loads(mbt("eval", run.path, "--subsets", "--json").out)
+    assert list(document["subsets"]) == ["rgb", "audio", "rgb+audio"]
+    assert document["subsets"]["rgb+audio"] == document["metrics"]
+    assert document["confusion"][0].keys() == {"from", "adding", "task", "lost", "gained", "examples"}
+    text = mbt("eval", run.path, "--subsets").out
+    assert "subsets of the modalities\n" in text
+    assert "modality confusion\n" in text
+    assert ["from", "adding", "task", "right", "to", "wrong", "wrong", "to", "right"] in columns(text)
+
+
+def test_predict(run, demo):
+    files = clips_of(demo)[:2]
+    done = mbt("predict", run.path, *files, "--top", 2, "--json")
+    found = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert [list(item) for item in found] == [["file", "modalities", "top"]] * 2
+    assert [len(best) for best in found[0]["top"].values()] == [2, 2]
+    assert found[0]["top"]["kind"][0].keys() == {"label", "score"}
+    text = mbt("predict", run.path, *files, "--top", 2).out
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[0] == f"{files[0]}  (rgb + audio)"
+    best = found[0]["top"]["kind"][0]
+    score = f"{best['score']:.3f}"
+    assert f"  {best['label']:<15}   {score}   {'█' * round(20 * best['score'])}" in lines
+
+
+def test_predict_of_a_single_task_is_a_list(demo, tmp_path):
+    rows = [{"id": row["id"], "path": str(demo.parent / row["path"]), "label": row["label.sum"], "split": row["split"]}
+            for row in read_csv(demo)]  # fmt: skip
+    data = write_csv(tmp_path / "sum.csv", rows)
+    assert mbt("train", "--data", data, "-m", "rgb", "--out", "run", "-q", *flags(modalities="rgb")).code == 0
+    item = json.loads(mbt("predict", "run", clips_of(demo)[0], "--json").out)[0]
+    assert sorted(entry["label"] for entry in item["top"]) == ["0", "1", "2"]  # class names stay text
+    assert mbt("eval", "run").out.splitlines()[2].split() == ["metric", "rgb"]
+
+
+def test_predict_every(run, demo):
+    text = mbt("predict", run.path, clips_of(demo)[0], "--every", 0.5).out
+    assert text.splitlines()[0] == f"{clips_of(demo)[0]}  0.0-1.2 s  (rgb + audio)"
+
+
+def test_data_check(demo, tmp_path):
+    done = mbt("data", "check", demo, "--json")
+    report = json.loads(done.out)
+    assert (done.code, done.err) == (0, "")
+    assert report["classes"] == {"kind": 9, "sum": 3}
+    assert list(report["splits"]) == ["train", "val", "test"]
+    train = report["splits"]["train"]
+    assert train["rows"] == 27
+    assert {"rgb", "audio"} <= train["modalities"].keys()  # those with a column or shared files, nothing else
+    assert "text" not in train["modalities"]
+    rgb = train["modalities"]["rgb"]
+    assert (rgb["present"], rgb["missing"], rgb["unreadable"], rgb["sizes"]) == (27, 0, 0, {"64x64": 27})
+    text = mbt("data", "check", demo, "-m", "audio")
+    assert text.code == 0
+    assert ["train", "27", "audio", "27", "0", "0", "1.2-1.2", "16000"] in columns(text.out)
+    assert "kind: 9 classes\nsum: 3 classes\n" in text.err
+
+
+def test_data_check_of_a_column_of_its_own(tmp_path):
+    write_csv(tmp_path / "m.csv", [{"id": "a", "text": "words", "label": "x"}])
+    report = json.loads(mbt("data", "check", "m.csv", "--json").out)
+    assert list(report["splits"]["train"]["modalities"]) == ["text"]
+
+
+def test_data_demo(tmp_path, monkeypatch):
+    """What is there is not made again."""
+    from mbt_benchmarks import demo as demo_module
+
+    made = demo_module.make_demo(tmp_path / "demo", train=2, test=1)
+    monkeypatch.setattr(demo_module, "_is_complete", lambda folder, settings: True)
+    assert mbt("data", "demo", "--out", tmp_path / "demo").out == f"{made}\n"
+
+
+def test_numbers_that_json_has_no_word_for(capsys):
+    print_json({"a": math.nan, "b": [math.inf, (1.5, -math.inf)], "c": {"d": "NaN", "ü": 1}})
+    text = capsys.readouterr().out
+    assert json.loads(text) == {"a": None, "b": [None, [1.5, None]], "c": {"d": "NaN", "ü": 1}}
+    assert "ü" in text
+
+
+def test_lines_and_tables_are_not_folded_without_a_terminal(capsys):
+    path = "/".join(["folder"] * 40)
+    show(path, table(["file", "n"], [["x" * 150, "1"]]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == path
+    assert any("x" * 150 in line for line in lines)
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(run, demo, tmp_path):
+    odd = tmp_path / "[red]a :smile:.mp4"
+    shutil.copy(clips_of(demo)[0], odd)
+    assert mbt("predict", run.path, odd).out.startswith(f"{odd}  (rgb + audio)\n")
