@@ -1,9 +1,13 @@
 """Fixtures of the whole suite."""
 
+import os
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes with several threads each would only wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")
