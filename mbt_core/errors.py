@@ -12,6 +12,10 @@ class MBTError(Exception):
     exit_code = 1
 
 
+class MBTWarning(UserWarning):
+    """Something the user should know while the work goes on; the command line prints it in a line."""
+
+
 class ConfigError(MBTError, ValueError):
     """Wrong usage or configuration, found before any work; the command line exits with 2."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from mbt_core.data.missing import Losses
 from mbt_core.data.sampler import EvalSampler, TrainSampler
 from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
-from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning, unknown
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate, merge, metric_names
 from mbt_core.evaluate.predict import FilePrediction, predict_files
@@ -97,7 +98,10 @@ class Run:
         found = _evaluate(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
         whole = found.get(tuple(model.modalities))
         if whole is not None:
-            write_predictions(self.path, whole, manifest, split)
+            try:
+                write_predictions(self.path, whole, manifest, split)
+            except MBTError as error:  # a run of somebody else: its numbers are worth having all the same
+                warnings.warn(str(error), MBTWarning, stacklevel=2)
         return split, found
 
     def predict(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mbt_cli.options import DeviceOption, JsonOption, ModalitiesOption, SetOption
 from mbt_cli.output import note, print_json, show, table
-from mbt_cli.train import DeviceOption, ModalitiesOption, SetOption
 
 if TYPE_CHECKING:
     from mbt_core.config import Experiment
@@ -36,7 +36,7 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option(help="Draw GFLOPs against the fusion layer (.png, .svg, .pdf).", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Parameters, GFLOPs, memory and speed of a configuration, with each fusion strategy.
 

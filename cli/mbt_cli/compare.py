@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from mbt_cli.sweeping import DryRunOption, JsonOption, OutOption, QuietOption, run_sweep
-from mbt_cli.train import DataOption, DeviceOption, ModalitiesOption, RecipeOption, SetOption
+from mbt_cli.options import (
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    ModalitiesOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+)
 
 
 def compare(
@@ -39,6 +48,7 @@ def compare(
 
     Called again it trains only what is missing: an interrupted cell goes on, more seeds or values are added.
     """
+    from mbt_cli.sweeping import run_sweep
     from mbt_core.errors import ConfigError
     from mbt_core.sweep.engine import Sweep
     from mbt_core.sweep.grid import Flags, make_cells, parse_over, short

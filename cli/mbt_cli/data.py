@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mbt_cli.options import JsonOption, ModalitiesOption, RecipeOption, SetOption
 from mbt_cli.output import fail, note, print_json, show, table
-from mbt_cli.train import ModalitiesOption, RecipeOption, SetOption
 
 app = typer.Typer(
     help="Make, check and prepare data.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
@@ -37,7 +37,7 @@ def build(
         typer.Option(help="A part of the data set, e.g. mini, 500k or full of audioset.", show_default=False),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn, e.g. the 500k of audioset.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Make the manifest of a benchmark from its annotation files and whatever media files are there."""
     from mbt_core.data.build import build_manifest
@@ -76,7 +76,7 @@ def pack(
         str | None, typer.Option(help="What the manifest's paths are relative to.", show_default=False)
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; one per core.", min=1, show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Pack clips into shards (WebDataset tar files), of which training reads only the frames that it needs."""
     from mbt_core.config import DataConfig
@@ -124,7 +124,7 @@ def stats(
     sets: SetOption = None,
     split: Annotated[str, typer.Option(help="Whose rows.")] = "train",
     limit: Annotated[int | None, typer.Option(help="Rows to look at; all.", min=1, show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Mean and deviation of the inputs (of spectrograms, of pixels), and how often each class comes."""
     from mbt_core.recipes import assemble
@@ -161,7 +161,7 @@ def check(
     ] = None,
     sets: SetOption = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if anything is missing or unreadable.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Open every file of a data set and report what is there, missing or unreadable."""
     from mbt_core.recipes import assemble

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mbt_cli.options import DeviceOption
 from mbt_cli.output import note, show
-from mbt_cli.train import DeviceOption
 
 
 def embed(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mbt_cli.options import DeviceOption, JsonOption
 from mbt_cli.output import metrics_table, print_json, show, table
-from mbt_cli.train import DeviceOption
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
     views: Annotated[int | None, typer.Option(help="Windows per clip, averaged.", min=1, show_default=False)] = None,
     subsets: Annotated[bool, typer.Option("--subsets", help="Every subset of the modalities, in one pass.")] = False,
     device: DeviceOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Evaluate a run on a split of a data set."""
     from mbt_core.evaluate.subsets import all_subsets, confusion

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from mbt_cli.options import DeviceOption
 from mbt_cli.output import fail, note, show, table
-from mbt_cli.train import DeviceOption
 
 
 def explain(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mbt_cli.options import JsonOption
 from mbt_cli.output import note, print_json, show, table
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ SettingsOption = Annotated[
 
 
 @app.command("list")
-def list_plugins(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
+def list_plugins(as_json: JsonOption = False) -> None:
     """List what the installed plugins provide, where it comes from, and what is missing to use it."""
     from mbt_core.plugins import registry
 
@@ -70,7 +71,7 @@ def new(name: Annotated[str, typer.Argument(help="Of the kind of modality, [a-z]
 def check(
     kind: Annotated[str, typer.Argument(help="Kind of modality.")],
     sets: SettingsOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the conformance suite on a kind of modality, with small real files; exit with 1 on a fault."""
     from mbt_core.conformance import check_kind

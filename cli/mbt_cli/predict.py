@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mbt_cli.options import DeviceOption, JsonOption
 from mbt_cli.output import fail, note, print_json, show, table
-from mbt_cli.train import DeviceOption
 
 if TYPE_CHECKING:
     from mbt_core.config import HeadConfig
@@ -24,7 +24,7 @@ def predict(
         typer.Option(help="Slide a window over each file, a start every so many seconds.", show_default=False),
     ] = None,
     device: DeviceOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Classify media files with whatever modalities each has."""
     from mbt_core.run import load

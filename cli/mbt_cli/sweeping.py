@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -117,11 +117,3 @@ def run_sweep(
     if failed:
         reasons = "".join(f"\n  {result.cell.name}: {result.error}" for result in failed)
         fail(f"{len(failed)} of {total} cells failed (the same command tries them again):{reasons}", 1)
-
-
-OutOption = Annotated[Path | None, typer.Option(help="Folder of the cells and results.", show_default=False)]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Print one `mbt train` per unfinished cell, for a cluster, and stop.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mbt_cli.options import DataOption, DeviceOption, ModalitiesOption, QuietOption, RecipeOption, SetOption
 from mbt_cli.output import fail, metrics_table, note, show, table
 
 if TYPE_CHECKING:
@@ -15,24 +16,6 @@ if TYPE_CHECKING:
 
     from mbt_core.pretrained import InitReport
     from mbt_core.training.folder import RunFolder
-
-ModalitiesOption = Annotated[
-    str | None, typer.Option("--modalities", "-m", help="NAME or NAME=KIND, separated by commas.", show_default=False)
-]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(help="Name of a recipe or a YAML file. Default: demo without --data, else small.", show_default=False),
-]
-DataOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or shards.", show_default=False
-    ),
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
-]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 def train(
@@ -56,7 +39,7 @@ def train(
     tune: Annotated[
         str | None, typer.Option(help="all, fused (from the fusion layer on) or head.", show_default=False)
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train a model on your media files or a benchmark.
 

@@ -7,9 +7,18 @@ from typing import Annotated
 
 import typer
 
+from mbt_cli.options import (
+    DataOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    ModalitiesOption,
+    OutOption,
+    QuietOption,
+    RecipeOption,
+    SetOption,
+)
 from mbt_cli.output import note
-from mbt_cli.sweeping import DryRunOption, JsonOption, OutOption, QuietOption, run_sweep
-from mbt_cli.train import DataOption, DeviceOption, ModalitiesOption, RecipeOption, SetOption
 
 
 def transfer(
@@ -35,6 +44,7 @@ def transfer(
 
     The model takes the geometry of the weights. Called again it trains only what is missing.
     """
+    from mbt_cli.sweeping import run_sweep
     from mbt_core.errors import ConfigError
     from mbt_core.sweep.engine import Sweep
     from mbt_core.sweep.grid import Flags, make_cells

@@ -23,7 +23,7 @@ from mbt_core.files import write_atomically
 METHOD_TEXTS: dict[Method, str] = {
     "rollout": "Attention rollout: the attention of all layers, led back from each prediction to the inputs.",
     "last": "The attention of the last layer alone.",
-    "gradient": "The attention of all layers, weighted by its gradient for one label.",
+    "gradient": "The attention of all layers, weighted by its gradient for one label. Class tokens keep most of it.",
 }
 FRAME_SECONDS = (0.08, 1.0)
 """Shortest and longest time that a frame of an animation is shown."""

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mbt_core.errors import ConfigError, unknown
+from mbt_core.errors import ConfigError, MBTError, unknown
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.model import MBT, Prediction
 from mbt_core.model.block import Attention
@@ -192,10 +192,15 @@ def _attentions(record: LayerRecord, masks: Masks, present: Presence) -> dict[st
     found = {}
     for key, ((q, k),) in record.attended.items():
         sources = next(iter(record.sources.values())) if key == JOINT else record.sources[key]
+        if sum(number for _, number in sources) != k.shape[2]:
+            raise MBTError(
+                f"{key!r} attends to {k.shape[2]} keys: the fusion strategy has to define `sources` for them"
+            )
         visible = []
         for name, number in sources:
             real = masks.get(name)
-            real = q.new_ones(q.shape[0], number, dtype=torch.bool) if real is None else real
+            if real is None or real.shape[1] != number:  # keys that a strategy has made of a stream's tokens
+                real = q.new_ones(q.shape[0], number, dtype=torch.bool)
             hidden = present is not None and name not in (key, BOTTLENECKS)
             visible.append(real & present[name][:, None] if hidden else real)  # type: ignore[index]
         mask = torch.cat(visible, 1)

@@ -84,10 +84,14 @@ def packed(path: str) -> tuple[str, str, str] | None:
     return (tar, key, column) if slash and "/" not in column and is_file(tar) else None
 
 
-@lru_cache(maxsize=1 << 16)
+_there: set[str] = set()
+
+
 def is_file(path: str) -> bool:
-    """Whether there is a file; a shard that is there is taken to stay."""
-    return os.path.isfile(path)
+    """Whether there is a file; a shard that was there once is taken to stay, so that each is looked for once."""
+    if path not in _there and os.path.isfile(path):
+        _there.add(path)
+    return path in _there
 
 
 class Shard:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -75,6 +76,21 @@ def test_eval(run, demo):
     rows = {row[0]: row[1:] for row in columns(text.out)}
     assert rows["metric"] == ["fused", "rgb", "audio"]
     assert rows["sum/top1"] == [f"{document['metrics'][f'sum/top1{x}']:.4f}" for x in ("", "[rgb]", "[audio]")]
+
+
+def test_eval_of_a_run_that_is_not_ours(run, monkeypatch):
+    """Where the predictions cannot be written, the numbers come all the same."""
+    from mbt_core import files
+    from mbt_core.evaluate import table
+
+    def refuse(path, write):
+        files.write_atomically(path / "x", write)
+
+    monkeypatch.setattr(table, "write_atomically", refuse)
+    done = mbt("eval", run.path, "--json")
+    assert done.code == 0
+    assert json.loads(done.out)["examples"] == 9
+    assert re.fullmatch(r"Warning: .*: cannot be written: .*\n", done.err)
 
 
 def test_eval_of_another_split_with_views(run):

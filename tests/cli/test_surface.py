@@ -18,13 +18,22 @@ SURFACE = {
     " --show-init --tune --quiet --help",
     "eval": "RUN --data --split --views --subsets --device --json --help",
     "predict": "RUN FILES --top --every --device --json --help",
+    "explain": "RUN FILES --out --method --label --task --top --device --help",
+    "bench": "--recipe --set --modalities --device --batch-size --seconds --plot --json --help",
     "embed": "RUN --out --data --split --views --device --help",
+    "compare": "--over --preset --seeds --modalities --recipe --data --set --out --device --dry-run --json --quiet",
+    "transfer": "--init --modalities --data --seeds --fractions --tune --recipe --set --out --device --dry-run --json",
     "convert scenic": "CHECKPOINT --out --labels --set --help",
-    "data check": "DATA --modalities --set --strict --json --help",
     "data demo": "--out --help",
+    "data build": "NAME --annotations --media --out --subset --seed --json --help",
+    "data pack": "DATA --out --fps --part --help",
+    "data stats": "DATA --modalities --recipe --set --split --limit --json --help",
+    "data check": "DATA --modalities --set --strict --json --help",
     "recipes list": "--help",
     "recipes show": "NAME --help",
     "plugins list": "--json --help",
+    "plugins new": "NAME --help",
+    "plugins check": "KIND --set --json --help",
 }
 """Command -> its arguments and options. What is here stays; more may come."""
 
@@ -121,6 +130,20 @@ def test_what_needs_no_torch_does_not_wait_for_it(arguments):
     modules, code, error = modules_after(*arguments)
     assert code == (0 if arguments[0] == "recipes" else 2), error
     assert not modules & HEAVY
+
+
+def test_help_of_a_command_does_not_wait_for_torch():
+    code = (
+        "import sys; sys.argv[0] = 'mbt'\n"
+        "from mbt_cli.main import app\n"
+        "from mbt_core.plugins import registry\n"
+        "for name in registry().commands:\n"
+        "    try: app([name, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "    if 'torch' in sys.modules: sys.exit(f'mbt {name} --help imports torch')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_debug_shows_where_and_nothing_else_does(tmp_path, monkeypatch):

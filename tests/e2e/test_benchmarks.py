@@ -1,10 +1,7 @@
-"""Each benchmark from its annotation files and a folder of small videos to metrics, by the real command line."""
+"""Each benchmark from its annotation files and a folder of small videos to metrics, by the command line."""
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import media_files
@@ -12,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
+
+import small
 
 pytestmark = pytest.mark.slow
 
@@ -34,12 +33,10 @@ TINY = [
 ]
 
 
-def mbt(*words, code=0):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "mbt_cli", *map(str, words)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=300)
-    assert done.returncode == code, done.stderr
-    return json.loads(done.stdout) if "--json" in words else done.stdout
+def mbt(*words):
+    done = small.mbt(*words)
+    assert done.code == 0, done.err
+    return json.loads(done.out) if "--json" in words else done.out
 
 
 def movie(path, seed, seconds=1.5):

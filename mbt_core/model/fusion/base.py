@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig, FusionConfig
-from mbt_core.errors import ConfigError
+from mbt_core.errors import ConfigError, MBTError
 from mbt_core.model.block import Attended
 
 Streams = dict[str, Tensor]
@@ -108,7 +108,7 @@ class Fusion(nn.Module, ABC):
     def trace(self, rows: Rows, attend: Attend, present: Presence) -> Rows:
         """Leads what rests on a fused layer's output back to its input, for pictures of attention.
 
-        To be overridden where a block's queries are not just its own stream's tokens.
+        To be overridden where a block's queries are not just its own stream's tokens, or its keys not tokens.
 
         Args:
             rows: over the layer's output; over the bottlenecks too, if there are any.
@@ -127,10 +127,13 @@ def trace_alone(rows: Rows, attend: Attend) -> Rows:
 
 
 def add_up(parts: Iterable[Rows]) -> Rows:
-    """The sum of rows over some streams each."""
+    """The sum of rows over some streams each. Raises `MBTError` where keys are not the streams' tokens themselves."""
     total: Rows = {}
     for part in parts:
-        total |= {name: total[name] + x if name in total else x for name, x in part.items()}
+        for name, x in part.items():
+            if name in total and total[name].shape != x.shape:
+                raise MBTError(f"attention to {name!r} is not to its tokens: the fusion strategy has to define `trace`")
+            total[name] = total[name] + x if name in total else x
     return total
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mbt_core import ConfigError
+from mbt_core import ConfigError, MBTError
 from mbt_core.explain import rollout
 from mbt_core.explain.rollout import FUSED, METHODS, trace_attention
+from mbt_core.model.fusion.attention import CrossAttention
+from mbt_core.model.fusion.base import add_up, recorder
 from toy.models import POOLS, STRATEGIES, build_tiny, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -287,3 +289,49 @@ def test_unknown_method_and_task():
         trace_attention(model, inputs_for(model), method="rolout")
     with pytest.raises(ConfigError, match="unknown task 'x'. Known: label"):
         trace_attention(model, inputs_for(model), method="gradient", task="x")
+
+
+class Summaries(CrossAttention):
+    """Every stream sees one mean token of each other stream."""
+
+    def layer(self, index, blocks, streams, state, masks, present, record=None):
+        new = {}
+        for name, x in streams.items():
+            context = torch.cat([streams[other].mean(1, keepdim=True) for other in streams if other != name], 1)
+            new[name] = blocks[name](x, context, None, recorder(record, name))
+        return new, state
+
+
+class SaysWhose(Summaries):
+    def sources(self, streams, name):
+        return [(name, streams[name].shape[1]), *((other, 1) for other in streams if other != name)]
+
+
+class Traces(SaysWhose):
+    def trace(self, rows, attend, present):
+        led = []
+        for name, x in rows.items():
+            found = attend(name, x)
+            led.append({n: y if n == name else y.expand_as(rows[n]) / rows[n].shape[-1] for n, y in found.items()})
+        return add_up(led)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (Summaries, "'alpha' attends to 5 keys: the fusion strategy has to define `sources`"),
+        (SaysWhose, "is not to its tokens: the fusion strategy has to define `trace`"),
+        (Traces, None),
+    ],
+)
+def test_strategies_of_plugins(strategy, message):
+    model = build_tiny("cross-attention", 0, modalities={"alpha": {}, "beta": {}})
+    model.fusion.__class__ = strategy
+    if message is None:
+        _, relevance = trace_attention(model, inputs_for(model))
+        total = sum(x.sum(-1) for x in relevance.tokens.values())
+        torch.testing.assert_close(total, torch.ones(4, 2).double())
+        assert relevance.shares[0, :, 0, 1].min() > 1e-3
+        return
+    with pytest.raises(MBTError, match=message):
+        trace_attention(model, inputs_for(model))

@@ -1,0 +1,32 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModalitiesOption = Annotated[
+    str | None, typer.Option("--modalities", "-m", help="NAME or NAME=KIND, separated by commas.", show_default=False)
+]
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(help="Name of a recipe or a YAML file. Default: demo without --data, else small.", show_default=False),
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or shards.", show_default=False
+    ),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+OutOption = Annotated[Path | None, typer.Option(help="Folder of the cells and results.", show_default=False)]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Print one `mbt train` per unfinished cell, for a cluster, and stop.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
