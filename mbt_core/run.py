@@ -30,6 +30,7 @@ from mbt_core.evaluate.predict import FilePrediction, predict_files
 from mbt_core.evaluate.table import write_predictions
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
+from mbt_core.model.block import Block
 from mbt_core.plugins import load_object, registry, require
 from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.schema import validate
@@ -108,10 +109,15 @@ class Run:
         self, files: str | Path | Sequence[str | Path], top: int = 5, every: float | None = None, device: str = "auto"
     ) -> list[FilePrediction]:
         """Classifies media files with whatever modalities each has; a bad file yields its error."""
-        one = isinstance(files, (str, Path))
-        paths = [Path(files)] if one else [Path(f) for f in files]  # type: ignore[arg-type, union-attr]
+        return list(self.predict_stream(files, top, every, device))
+
+    def predict_stream(
+        self, files: str | Path | Sequence[str | Path], top: int = 5, every: float | None = None, device: str = "auto"
+    ) -> Iterator[FilePrediction]:
+        """As `predict`, batch by batch as they come."""
+        paths = [Path(f) for f in ([files] if isinstance(files, (str, Path)) else files)]
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        return list(predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric))
+        return predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric)
 
     def embed(
         self,
@@ -289,6 +295,10 @@ def _train(
         show_init(report)
     model.classes = dict(manifest.classes)
     freeze(model, config)
+    if config.compile:
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.compile()
     monitor = monitored(experiment)  # a wrong name is told even where there is no val to use it on
     assert isinstance(config.batch_size, int)
     plan = make_plan(

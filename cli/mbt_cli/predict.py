@@ -30,15 +30,16 @@ def predict(
     from mbt_core.run import load
 
     opened = load(run)
-    predictions = opened.predict(files, top, every, device)
-    if as_json:
-        print_json([p.as_json() for p in predictions])
-    else:
-        for prediction in predictions:
+    done, failed = [], 0
+    for prediction in opened.predict_stream(files, top, every, device):
+        failed += prediction.error is not None
+        done.append(prediction.as_json())
+        if not as_json:
             _show(prediction, opened.experiment.model.head)
-    failed = sum(p.error is not None for p in predictions)
+    if as_json:
+        print_json(done)
     if failed:
-        fail(f"{failed} of {len(predictions)} could not be classified", 1)
+        fail(f"{failed} of {len(done)} could not be classified", 1)
 
 
 def _show(prediction: FilePrediction, head: HeadConfig) -> None:

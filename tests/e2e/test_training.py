@@ -83,6 +83,17 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_fp32(demo, tmp_path):
     assert mixed == pytest.approx(full, rel=0.02)
 
 
+@pytest.mark.slow  # the compiler takes half a minute
+def test_compiled_blocks_train_the_same(demo, tmp_path):
+    from torch._dynamo.utils import counters
+
+    plain = tiny_run(demo, tmp_path / "plain")
+    counters.clear()
+    compiled = tiny_run(demo, tmp_path / "compiled", "train.compile=true")
+    assert counters["stats"]["calls_captured"] > 0
+    same(last_weights(compiled), last_weights(plain), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("sets", [
     ("train.mixup=0.5", "train.label_smoothing=0.1", "train.modality_dropout=0.5"),
     ("train.mixup=0.5", "train.mixup_per_modality=true", "train.modality_dropout={audio: 0.5}"),
