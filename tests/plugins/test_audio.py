@@ -1,7 +1,6 @@
 import pickle
 import subprocess
 import sys
-import time
 import wave
 from pathlib import Path
 
@@ -209,33 +208,6 @@ def test_batch_is_its_samples():
     modality = audio(**SMALL)
     samples = [modality.read(Sound(noise(1.0, seed=i)), Window(0, 1), np.random.default_rng(i)) for i in range(3)]
     torch.testing.assert_close(inputs(modality, *samples), torch.cat([inputs(modality, s) for s in samples]))
-
-
-@pytest.mark.slow
-def test_costs_hardly_more_than_the_bare_transform():
-    """At most 1.2 times a Fourier transform of ready frames and the mel product."""
-    modality = audio(**STATISTICS)
-    batch = modality.collate([modality.read(Sound(noise(8.0, seed=i)), Window(0, 8), None) for i in range(8)])
-    preprocessor = modality.preprocessor()
-    filters = preprocessor.log_mel.filters
-    padded = F.pad(batch["waveform"].float(), (120, 120))
-    frames = padded.unfold(-1, 400, 160) * torch.hamming_window(400)
-
-    def bare() -> torch.Tensor:
-        spectrum = torch.fft.rfft(frames, 1024)
-        return (spectrum.real.square() + spectrum.imag.square()) @ filters
-
-    def fastest(function) -> float:
-        times = []
-        for _ in range(7):
-            start = time.perf_counter()
-            function()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    fastest(bare)
-    ratio = min(fastest(lambda: preprocessor(batch)) / fastest(bare) for _ in range(3))
-    assert ratio <= 1.2
 
 
 # Samples
