@@ -1,11 +1,8 @@
-import colorsys
 import io
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -13,75 +10,20 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from mbt_core import MBT, Clip, ConfigError, DataError, PatchTokenizer, Window, registry
-from mbt_core.config import parse_modalities
 from mbt_core.kernels import VitWeights
-from mbt_core.media import MediaError
 from mbt_rgb.config import RgbConfig
 from mbt_rgb.modality import Rgb
 from mbt_rgb.tokenizer import SampledFramesTokenizer, sampled_frames
 from mbt_rgb.transforms import (
-    adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
     drop_colours,
     jitter_colours,
     resample,
 )
+from rgb_clips import Broken, Pattern, inputs, rgb, write_png, write_video
 
 RELEASED = {"frames": 32, "stride": 2, "tubelet": 2, "scale_jitter": (0.9, 1.33), "colour_drop": 0.1}
 SMALL = {"frames": 4, "seconds": 2.0, "size": 32, "patch": 16, "short_side": 40}
 ALL_ON = SMALL | {"scale_jitter": (0.9, 1.33), "colour_drop": 0.5}
-
-
-class Pattern:
-    """A stand-in for a clip: shows the same smooth picture at all times, and remembers what it was asked for."""
-
-    def __init__(self, height: int = 40, width: int = 60, duration: float | None = 10.0) -> None:
-        rng = np.random.default_rng(1)
-        coarse = torch.from_numpy(rng.random((1, 3, 6, 8), np.float32))
-        picture = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(0, 1)[0]
-        self.picture = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        self.duration = duration
-        self.asked: list[float] = []
-
-    def duration_of(self, reads: str) -> float | None:
-        return self.duration
-
-    def frames(self, times, short_side=None, size=None) -> np.ndarray:
-        self.asked, self.short_side = list(times), short_side
-        return np.stack([self.picture] * len(times))
-
-
-class Broken:
-    def duration_of(self, reads: str) -> float:
-        raise MediaError("gone")
-
-
-def rgb(**settings) -> Rgb:
-    return Rgb("rgb", parse_modalities({"rgb": settings})["rgb"])
-
-
-def inputs(modality: Rgb, *samples) -> torch.Tensor:
-    return modality.preprocessor()(modality.collate(samples))
-
-
-def write_video(path: Path, frames: np.ndarray, fps: int = 25) -> Path:
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", fps, options={"qp": "0", "preset": "ultrafast"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv444p"
-        for frame in frames:
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        out.mux(stream.encode())
-    return path
-
-
-def write_png(path: Path, picture: np.ndarray) -> Path:
-    with av.open(str(path), "w", format="image2") as out:
-        stream = out.add_stream("png", 1)
-        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "rgb24"
-        out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        out.mux(stream.encode())
-    return path
 
 
 # Configuration
@@ -279,69 +221,6 @@ def test_wide_video_and_tall_crop():
     enlarged = tv.resize(torch.from_numpy(clip.picture).permute(2, 0, 1), [48, 72], antialias=True)
     expected = enlarged[:, :, 28:44].permute(1, 2, 0)
     assert (frames[0].int() - expected.int()).abs().max() <= 1
-
-
-# Colours
-
-
-@pytest.fixture
-def pictures():
-    x = torch.rand(3, 3, 2, 6, 5, generator=torch.Generator().manual_seed(0))
-    x[0, :, 0, 0, 0] = 0.4  # grey
-    x[0, :, 0, 0, 1] = 0  # black
-    x[0, :, 0, 0, 2] = 1  # white
-    return x
-
-
-def per_sample(values) -> torch.Tensor:
-    return torch.tensor(values)[:, None, None, None, None]
-
-
-def test_hue_is_torchvisions(pictures):
-    shifts = [0.15, -0.2, 0.5]
-    out = adjust_hue(pictures, per_sample(shifts))
-    for x, y, shift in zip(pictures, out, shifts, strict=True):
-        torch.testing.assert_close(y.transpose(0, 1), tv.adjust_hue(x.transpose(0, 1), shift), atol=2e-6, rtol=0)
-
-
-def test_contrast_is_torchvisions_on_each_channel(pictures):
-    factors = [0.6, 1.0, 1.4]
-    out = adjust_contrast(pictures, per_sample(factors)).clamp(0, 1)
-    for x, y, factor in zip(pictures, out, factors, strict=True):
-        expected = tv.adjust_contrast(x.reshape(6, 1, 6, 5), factor).reshape(3, 2, 6, 5)
-        torch.testing.assert_close(y, expected, atol=1e-6, rtol=0)
-
-
-def test_grey_is_torchvisions(pictures):
-    expected = tv.rgb_to_grayscale(pictures.transpose(1, 2), num_output_channels=3).transpose(1, 2)
-    torch.testing.assert_close(drop_colours(pictures), expected, atol=1e-6, rtol=0)
-
-
-def test_saturation_is_that_of_hsv(pictures):
-    factors = [0.6, 1.4, 100.0]
-    out = adjust_saturation(pictures, per_sample(factors))
-    for x, y, factor in zip(pictures, out, factors, strict=True):
-        for before, after in zip(x.flatten(1).T.tolist(), y.flatten(1).T.tolist(), strict=True):
-            hue, saturation, value = colorsys.rgb_to_hsv(*before)
-            expected = colorsys.hsv_to_rgb(hue, min(1, saturation * factor), value)
-            assert after == pytest.approx(expected, abs=1e-5)
-
-
-def test_brightness_is_added_and_the_result_clipped(pictures):
-    out = jitter_colours(pictures, torch.tensor([[0.1, 1, 1, 0], [-0.1, 1, 1, 0], [0, 1, 1, 0]]))
-    # between brightness and clipping nothing else changes: only out of range colours lose their saturation
-    inside = (pictures > 0.1).all(1, keepdim=True).expand_as(pictures)
-    torch.testing.assert_close(out[0], (pictures[0] + 0.1).clamp(max=1), atol=2e-6, rtol=0)
-    torch.testing.assert_close(out[1][inside[1]], (pictures[1] - 0.1)[inside[1]], atol=2e-6, rtol=0)
-    torch.testing.assert_close(out[2], pictures[2], atol=2e-6, rtol=0)
-    assert out.min() >= 0
-
-
-def test_order_of_the_colour_changes(pictures):
-    colour = torch.tensor([[0.05, 1.3, 0.7, 0.1]] * 3)
-    x = adjust_saturation(pictures + 0.05, per_sample([1.3] * 3))
-    x = adjust_hue(adjust_contrast(x, per_sample([0.7] * 3)), per_sample([0.1] * 3))
-    torch.testing.assert_close(jitter_colours(pictures, colour), x.clamp(0, 1))
 
 
 def test_colours_are_drawn_in_their_ranges_with_their_probability():
