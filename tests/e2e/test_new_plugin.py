@@ -41,7 +41,8 @@ def environment(tmp_path_factory):
         assert done.returncode == 0, f"{program} {words}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    run("pip", "install", "--no-deps", str(next(wheels.glob("*.whl"))))
+    # --ignore-installed: the package may be among the dependencies too
+    run("pip", "install", "--no-deps", "--ignore-installed", str(next(wheels.glob("*.whl"))))
     assert str(site) in run("python", "-c", "import mbt_core; print(mbt_core.__file__)")
     return run, work
 

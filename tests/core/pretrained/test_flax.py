@@ -342,15 +342,19 @@ write_params(Path(sys.argv[1]), flat, momentum=flat, step=15900)
 print(sum(float(value.sum(dtype=np.float64)) for value in flat.values()))
 """
 READ = """
-import resource, sys, time
+import re, sys, time
 import numpy as np
 from pathlib import Path
 from mbt_core.pretrained.flax import read_params
 
+def peak():  # not ru_maxrss: a child starts with its parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+imports = peak()
 start = time.perf_counter()
 flat = read_params(Path(sys.argv[1]))
 seconds = time.perf_counter() - start
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sum(value.nbytes for value in flat.values()))
+print(seconds, peak(), peak() - imports, sum(value.nbytes for value in flat.values()))
 print(sum(float(flat[name].sum(dtype=np.float64)) for name in flat))
 """
 
@@ -366,10 +370,10 @@ def test_released_size_within_a_minute_and_four_gigabytes(tmp_path):
     finally:
         path.unlink(missing_ok=True)
     figures, total = read.stdout.splitlines()
-    seconds, peak_kib, parameter_bytes = (float(value) for value in figures.split())
+    seconds, peak_kib, grown_kib, parameter_bytes = (float(value) for value in figures.split())
     print(f"{size / 1e9:.2f} GB read in {seconds:.1f} s, peak {peak_kib / 2**20:.2f} GiB")
     assert size > 1.3e9
     assert float(total) == pytest.approx(float(written.stdout), rel=1e-9)
     assert seconds < 60
     assert peak_kib * 1024 < 4 * 2**30
-    assert peak_kib * 1024 < parameter_bytes + 300 * 2**20, "more than the parameters was held"
+    assert grown_kib * 1024 < parameter_bytes + 300 * 2**20, "more than the parameters was held"
