@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,32 +11,31 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from mbt_core.config import DEFAULT_TASK, Experiment
+from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
-from mbt_core.data.check import fit_modalities
-from mbt_core.data.collate import Batch, Preprocess
-from mbt_core.data.dataset import ClipDataset
+from mbt_core.data.collate import Preprocess
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses
-from mbt_core.data.sampler import EvalSampler, TrainSampler
+from mbt_core.data.sampler import TrainSampler
 from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
-from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning, unknown
+from mbt_core.errors import DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
-from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate, merge, metric_names
+from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.predict import FilePrediction, predict_files
 from mbt_core.evaluate.table import write_predictions
-from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.model.block import Block
-from mbt_core.plugins import load_object, registry, require
+from mbt_core.plugins import registry
 from mbt_core.pretrained import InitReport, build_with_report
+from mbt_core.resolve import make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
+from mbt_core.training.evaluation import evaluate_split, make_dataset
 from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loop import Plan, Trainer, make_plan
-from mbt_core.training.memory import DEFAULT_BATCH, explain_memory, largest_batch
+from mbt_core.training.memory import explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
 from mbt_core.training.sharding import whole_model
@@ -96,7 +94,7 @@ class Run:
         split = choose_split(manifest, split)
         losses = manifest.check_missing(split, config.max_missing)
         model = self.model.to(fabric.device)
-        found = _evaluate(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
+        found = evaluate_split(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
         whole = found.get(tuple(model.modalities))
         if whole is not None:
             try:
@@ -225,50 +223,6 @@ def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experimen
     return resolved, manifest, losses
 
 
-def make_modalities(experiment: Experiment) -> dict[str, Modality]:
-    """Name -> modality instance."""
-    return {n: registry().modality_class(c.kind)(n, c) for n, c in experiment.modalities.items()}
-
-
-def make_loggers(specs: Sequence[Any]) -> list[Listener]:
-    """Instances of the chosen loggers. Raises `ConfigError` naming what to install."""
-    for spec in specs:
-        require(spec, f"logger {spec.name!r}")
-    return [load_object(spec.listener)() for spec in specs]
-
-
-def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
-    """The experiment with classes and ``auto`` fields of the modalities filled from the data."""
-    check_tasks(experiment, manifest)
-    tree = experiment.model_dump()
-    tree["modalities"] = fit_modalities(manifest, experiment.modalities)
-    head = tree["model"]["head"]
-    if not experiment.model.head.outputs:
-        one = list(manifest.outputs) == [DEFAULT_TASK]
-        head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
-        head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
-    if experiment.data.path is not None:  # else the data set tells it wherever it is used
-        tree["data"]["path"] = str(manifest.path.resolve())
-    return validate(Experiment, tree)
-
-
-def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
-    """Raises `ConfigError` if the head's tasks and classes are not those of the manifest."""
-    if not manifest.tasks:
-        raise DataError(
-            f"{manifest.path} has no labels; expected a column label, or label.TASK for each of several tasks"
-        )
-    head = experiment.model.head
-    for task in [*head.outputs, *(head.task if isinstance(head.task, dict) else ()), *head.task_weights]:
-        if task not in manifest.outputs:
-            raise ConfigError(f"model.head: {manifest.path}: {unknown('task', task, manifest.tasks)}")
-    for task, count in head.outputs.items():
-        if count != manifest.outputs[task]:
-            raise ConfigError(
-                f"model.head: {count} classes of task {task!r}, but {manifest.path} has {manifest.outputs[task]}"
-            )
-
-
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
     model = MBT(experiment.mbt_config())
     with fabric.autocast():
@@ -309,7 +263,7 @@ def _train(
     def evaluated(split: str, views: int | None = None, check: Callable[[], None] | None = None) -> dict[str, float]:
         limit = losses[split] if split == VAL else None  # when it comes to the test split, training is over
         all_here = whole_model(model)
-        found = _evaluate(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check)
+        found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check)
         evaluation = next(iter(found.values()))
         if split == TEST and team.is_first:
             write_predictions(folder.path, evaluation, manifest, split)
@@ -349,7 +303,7 @@ def _train_loader(
     experiment: Experiment, model: MBT, manifest: Manifest, trainer: Trainer, plan: Plan, cache: Cache | None
 ) -> Any:
     config, team = experiment.train, trainer.team
-    dataset = _dataset(experiment, model, manifest, training=True, cache=cache)
+    dataset = make_dataset(experiment, model, manifest, training=True, cache=cache)
     sampler = TrainSampler(
         manifest.usable(TRAIN),
         plan.batch_size,
@@ -361,103 +315,3 @@ def _train_loader(
         weights=manifest.balanced_weights(TRAIN) if experiment.data.sampler == "balanced" else None,
     )
     return make_loader(dataset, sampler, experiment.data.workers, team.fabric.device)
-
-
-def _dataset(
-    experiment: Experiment,
-    model: MBT,
-    manifest: Manifest,
-    *,
-    training: bool,
-    views: int = 1,
-    cache: Cache | None = None,
-) -> ClipDataset:
-    head = experiment.model.head
-    return ClipDataset(
-        manifest,
-        model.modalities,
-        {task: head.kind_of(task) for task in head.outputs},
-        config=experiment.data,
-        seed=experiment.train.seed,
-        training=training,
-        views=views,
-        dropout=experiment.train.modality_dropout if training else 0.0,
-        cache=cache,
-    )
-
-
-def _evaluate(
-    experiment: Experiment,
-    model: MBT,
-    manifest: Manifest,
-    split: str,
-    team: Team,
-    views: int | None,
-    subsets: Sequence[Subset],
-    progress: Callable[[int, int], None] | None,
-    losses: Losses | None,
-    cache: Cache | None = None,
-    check: Callable[[], None] | None = None,
-) -> dict[Subset, Evaluation]:
-    """With several processes the first one's has all rows, the others' their own."""
-    config, device = experiment.evaluate, team.fabric.device
-    views = views or config.views
-    manifest.require_labels(split)
-    rows = manifest.rows(split)
-    dataset = _dataset(experiment, model, manifest, training=False, views=views, cache=cache)
-    trained = experiment.train.batch_size
-    batch_size = config.batch_size or (trained if isinstance(trained, int) else DEFAULT_BATCH)
-    sampler = EvalSampler(rows, max(1, batch_size // views // team.world), team.rank, team.world)
-    most = max(team.gather_everywhere(len(sampler)))
-    loader = make_loader(dataset, sampler, experiment.data.workers, device)
-
-    def batches() -> Iterator[Batch]:
-        for batch in loader:
-            if losses is not None:
-                losses.add(batch.errors)
-            yield batch.to(device)
-
-    def report(done: int) -> None:
-        if check:
-            check()
-        if progress:
-            progress(done, len(rows))
-
-    model.eval()
-    found = evaluate(
-        model,
-        Preprocess(model.modalities).to(device),
-        batches(),
-        config,
-        subsets=subsets,
-        autocast=team.fabric.autocast,
-        progress=report,
-    )
-    for _ in range(most - len(sampler)):
-        report(len(sampler.rows))  # the others have a batch more
-    parts = team.gather(found)
-    return {subset: merge([part[subset] for part in parts]) for subset in found} if len(parts) > 1 else found
-
-
-def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:
-    """Adds the mean over tasks of each one's main metric, where there are several tasks, as ``mean``."""
-    head = experiment.model.head
-    if head.tasks is None:
-        return metrics
-    each = [metrics.get(f"{task}/{MAIN[head.kind_of(task)]}", math.nan) for task in head.tasks]
-    return metrics | {"mean": sum(each) / len(each)}
-
-
-MAIN = {"single": "top1", "multilabel": "mAP", "regression": "r2"}
-
-
-def monitored(experiment: Experiment) -> str:
-    """The metric that chooses the best weights. Raises `ConfigError` for one that there is not."""
-    head, chosen = experiment.model.head, experiment.train.monitor
-    if chosen == "auto":
-        return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
-    sources = experiment.modalities if experiment.model.pool != "mean-joint" else ()
-    known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else [])]
-    if chosen not in known:
-        raise ConfigError(f"train.monitor: {unknown('metric', chosen, known)}")
-    return chosen

@@ -132,8 +132,9 @@ def stats(
     chosen = modalities or (None if recipe else default_modalities(data))
     experiment, _ = assemble(chosen, recipe, data, sets or ())
     from mbt_core.data.check import fit_modalities
+    from mbt_core.data.source import open_manifest
     from mbt_core.data.stats import statistics
-    from mbt_core.run import make_modalities, open_manifest
+    from mbt_core.resolve import make_modalities
 
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
     experiment.modalities = fit_modalities(manifest, experiment.modalities)
@@ -168,7 +169,8 @@ def check(
 
     experiment, _ = assemble(modalities or default_modalities(data), None, data, sets or ())
     from mbt_core.data.check import check as run_check
-    from mbt_core.run import make_modalities, open_manifest
+    from mbt_core.data.source import open_manifest
+    from mbt_core.resolve import make_modalities
 
     instances = make_modalities(experiment)
     report = run_check(open_manifest(experiment.data, instances, experiment.model.head), instances)

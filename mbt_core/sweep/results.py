@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mbt_core.config import Experiment
 from mbt_core.files import write_atomically
-from mbt_core.run import MAIN, monitored
+from mbt_core.resolve import MAIN, monitored
 from mbt_core.sweep.cost import Cost, cost_of
 from mbt_core.sweep.grid import Cell, short
 from mbt_core.training.folder import RunFolder

@@ -23,6 +23,7 @@ FLOORS = (
     {"conformance", "evaluate", "measure", "scaffold"},
     {"explain"},
     {"training"},
+    {"resolve"},
     {"run"},
     {"export", "sweep"},
 )

@@ -183,7 +183,7 @@ def test_ctrl_c_before_training(demo, tmp_path, monkeypatch):
 def test_ctrl_c_while_the_test_split_is_evaluated(demo, unbroken, tmp_path, monkeypatch):
     from mbt_core import run
 
-    evaluate = run._evaluate
+    evaluate = run.evaluate_split
 
     def interrupt(experiment, model, manifest, split, *rest):
         if split == "test":
@@ -191,7 +191,7 @@ def test_ctrl_c_while_the_test_split_is_evaluated(demo, unbroken, tmp_path, monk
         return evaluate(experiment, model, manifest, split, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(run, "_evaluate", interrupt)
+        patched.setattr(run, "evaluate_split", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tiny_run(demo, tmp_path / "run", *SETS)
     assert not read_progress(tmp_path / "run" / "state").finished

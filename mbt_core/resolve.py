@@ -1,0 +1,85 @@
+"""From an experiment and its data to what both come to: instances, ``auto`` fields, classes, the monitored metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from mbt_core.config import DEFAULT_TASK, Experiment
+from mbt_core.data.check import fit_modalities
+from mbt_core.data.manifest import Manifest
+from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.evaluate.evaluator import metric_names
+from mbt_core.modality import Modality
+from mbt_core.plugins import load_object, registry, require
+from mbt_core.schema import validate
+from mbt_core.training.events import Listener
+
+MAIN = {"single": "top1", "multilabel": "mAP", "regression": "r2"}
+"""Kind of task -> its main metric."""
+
+
+def make_modalities(experiment: Experiment) -> dict[str, Modality]:
+    """Name -> modality instance."""
+    return {n: registry().modality_class(c.kind)(n, c) for n, c in experiment.modalities.items()}
+
+
+def make_loggers(specs: Sequence[Any]) -> list[Listener]:
+    """Instances of the chosen loggers. Raises `ConfigError` naming what to install."""
+    for spec in specs:
+        require(spec, f"logger {spec.name!r}")
+    return [load_object(spec.listener)() for spec in specs]
+
+
+def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
+    """The experiment with classes and ``auto`` fields of the modalities filled from the data."""
+    check_tasks(experiment, manifest)
+    tree = experiment.model_dump()
+    tree["modalities"] = fit_modalities(manifest, experiment.modalities)
+    head = tree["model"]["head"]
+    if not experiment.model.head.outputs:
+        one = list(manifest.outputs) == [DEFAULT_TASK]
+        head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
+        head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
+    if experiment.data.path is not None:  # else the data set tells it wherever it is used
+        tree["data"]["path"] = str(manifest.path.resolve())
+    return validate(Experiment, tree)
+
+
+def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
+    """Raises `ConfigError` if the head's tasks and classes are not those of the manifest."""
+    if not manifest.tasks:
+        raise DataError(
+            f"{manifest.path} has no labels; expected a column label, or label.TASK for each of several tasks"
+        )
+    head = experiment.model.head
+    for task in [*head.outputs, *(head.task if isinstance(head.task, dict) else ()), *head.task_weights]:
+        if task not in manifest.outputs:
+            raise ConfigError(f"model.head: {manifest.path}: {unknown('task', task, manifest.tasks)}")
+    for task, count in head.outputs.items():
+        if count != manifest.outputs[task]:
+            raise ConfigError(
+                f"model.head: {count} classes of task {task!r}, but {manifest.path} has {manifest.outputs[task]}"
+            )
+
+
+def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:
+    """Adds the mean over tasks of each one's main metric, where there are several tasks, as ``mean``."""
+    head = experiment.model.head
+    if head.tasks is None:
+        return metrics
+    each = [metrics.get(f"{task}/{MAIN[head.kind_of(task)]}", math.nan) for task in head.tasks]
+    return metrics | {"mean": sum(each) / len(each)}
+
+
+def monitored(experiment: Experiment) -> str:
+    """The metric that chooses the best weights. Raises `ConfigError` for one that there is not."""
+    head, chosen = experiment.model.head, experiment.train.monitor
+    if chosen == "auto":
+        return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
+    sources = experiment.modalities if experiment.model.pool != "mean-joint" else ()
+    known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else [])]
+    if chosen not in known:
+        raise ConfigError(f"train.monitor: {unknown('metric', chosen, known)}")
+    return chosen
