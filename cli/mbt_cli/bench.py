@@ -33,6 +33,21 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option(help="How long each measurement repeats.", min=0)] = 5.0,
     timed: Annotated[bool, typer.Option("--time/--no-time", help="Measure time and memory, or only count.")] = True,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Manifest to train on: reads it, and says what limits its training.", show_default=False),
+    ] = None,
+    world: Annotated[
+        int | None,
+        typer.Option(help="Devices: computes what training costs on so many.", min=1, show_default=False),
+    ] = None,
+    clips: Annotated[
+        int | None, typer.Option(help="Training clips, for --world without --data.", min=1, show_default=False)
+    ] = None,
+    speed: Annotated[
+        float | None,
+        typer.Option(help="Training clips/s of one device, in place of a measurement here.", min=0, show_default=False),
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw GFLOPs against the fusion layer (.png, .svg, .pdf).", show_default=False)
     ] = None,
@@ -40,13 +55,19 @@ def bench(
 ) -> None:
     """Parameters, GFLOPs, memory and speed of a configuration, with each fusion strategy.
 
-    GFLOPs are of a forward pass of one clip, two operations for a multiplication and an addition.
+    GFLOPs are of a forward pass of one clip, two operations for a multiplication and an addition. With --data or
+    --world: what limits the training of this configuration, and what it costs on many devices.
     """
+    if data is not None or world is not None or clips is not None or speed is not None:
+        from mbt_cli.limits import limits
+
+        limits(modalities, recipe, data, sets or (), device, batch_size, seconds, world, clips, speed, timed, as_json)
+        return
     from mbt_core.measure.plot import require_plot
 
     if plot is not None:
         require_plot(plot)
-    experiment = _experiment(modalities, recipe, sets or ())
+    experiment = experiment_of(modalities, recipe, sets or ())
     from mbt_core.measure.bench import bench as run
     from mbt_core.measure.bench import settle
     from mbt_core.run import Hardware
@@ -67,7 +88,7 @@ def bench(
         show(f"wrote {plot}")
 
 
-def _experiment(modalities: str | None, recipe: str | None, sets: Sequence[str]) -> Experiment:
+def experiment_of(modalities: str | None, recipe: str | None, sets: Sequence[str]) -> Experiment:
     """A recipe's experiment, or the paper's."""
     from mbt_core.config import Experiment
     from mbt_core.recipes import assemble, parse_instances

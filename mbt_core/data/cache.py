@@ -56,6 +56,11 @@ class Entry:
     fps: float | None = None
 
 
+def auto_limit() -> int:
+    """Bytes that decoded clips may take in memory where nobody asked for it."""
+    return min(AUTO_BYTES // processes_here(), int(AUTO_SHARE * free_memory()))
+
+
 class Cache:
     """Decoded clips of the modalities that say how theirs may be kept (`Modality.decode_settings`).
 
@@ -106,9 +111,7 @@ class Cache:
         cache = cls(modalities, config.timeout)
         rows = np.concatenate([np.zeros(0, np.int64), *(manifest.splits[s] for s in splits if s in manifest.splits)])
         auto = config.cache == "auto"
-        limit = free_memory()
-        if auto:
-            limit = min(AUTO_BYTES // processes_here(), int(AUTO_SHARE * limit))
+        limit = auto_limit() if auto else free_memory()
         expected = cache.estimate(manifest, rows)
         if expected <= limit and cache.fill(manifest, rows, limit, progress):
             say(f"the decoded clips of {len(rows)} rows are kept in memory: {cache.nbytes / 1e6:.0f} MB")
@@ -246,10 +249,9 @@ class Cache:
     def _load(self, entry: Entry) -> MemoryClip:
         """The entry from its file, which is made if it is not there or damaged."""
         assert self.folder is not None
-        stat = os.stat(file_of(entry.path))
         key = {
             "version": VERSION,
-            "file": [os.path.realpath(entry.path), stat.st_mtime_ns, stat.st_size],
+            "file": identity(entry.path),
             "span": [entry.start, entry.end, entry.fps, max(self.seconds[name] for name in entry.names)],
             "reads": sorted({self.reads[name] for name in entry.names}),
             "settings": self._options(entry),
@@ -288,6 +290,12 @@ class Cache:
         return round(size)
 
 
-def disk_folder() -> Path:
-    """``$MBT_CACHE/decoded``, by default ``~/.cache/mbt/decoded``."""
-    return Path(os.environ.get("MBT_CACHE") or Path.home() / ".cache" / "mbt").expanduser() / "decoded"
+def identity(path: str) -> list[str | int]:
+    """What tells a file from what it was before: its real path, modification time and size. It must exist."""
+    stat = os.stat(file_of(path))
+    return [os.path.realpath(path), stat.st_mtime_ns, stat.st_size]
+
+
+def disk_folder(name: str = "decoded") -> Path:
+    """``$MBT_CACHE/NAME``, by default ``~/.cache/mbt/NAME``."""
+    return Path(os.environ.get("MBT_CACHE") or Path.home() / ".cache" / "mbt").expanduser() / name

@@ -76,6 +76,24 @@ def _map_tree(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return {key: _map_tree(value, change) for key, value in tree.items()}
 
 
+class Copier:
+    """Copies batches to a device; to a GPU on a stream of its own, beside what is still being computed there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self._stream is None:
+            return batch.to(self.device)
+        with torch.cuda.stream(self._stream):
+            there = batch.to(self.device)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_stream(self._stream)
+        there._map(lambda x: (x.record_stream(now), x)[1])  # not to be reused before what is computed with it is done
+        return there
+
+
 class Collate:
     """Examples of several rows -> `Batch`; runs in the worker process."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
-from mbt_core.data.collate import Batch, Preprocess
+from mbt_core.data.collate import Batch, Copier, Preprocess
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
@@ -65,12 +65,13 @@ def evaluate_split(
     sampler = EvalSampler(rows, max(1, batch_size // views // team.world), team.rank, team.world)
     most = max(team.gather_everywhere(len(sampler)))
     loader = make_loader(dataset, sampler, experiment.data.workers, device)
+    copy = Copier(device)
 
     def batches() -> Iterator[Batch]:
         for batch in loader:
             if losses is not None:
                 losses.add(batch.errors)
-            yield batch.to(device)
+            yield copy(batch)
 
     def report(done: int) -> None:
         if check:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mbt_core.config import Experiment, TrainConfig
-from mbt_core.data.collate import Batch
+from mbt_core.data.collate import Batch, Copier
 from mbt_core.data.missing import Losses
 from mbt_core.errors import DataError, MBTError
 from mbt_core.evaluate.metrics import lower_is_better
@@ -153,14 +153,14 @@ class Trainer:
             Interrupted: after SIGINT or SIGTERM; the state is saved.
             MBTError: the loss is not finite, or memory is out.
         """
-        batches = iter(loader)
+        batches, copy = iter(loader), Copier(self.fabric.device)
         with self._signals():
             self._tick = time.monotonic()
             self._evaluate_if_due()  # where the interruption came in the middle of an evaluation
             while self.progress.step < self.plan.steps and not self._stop_early():
                 batch = next(batches)
                 weight, save = self._agree(batch)
-                self.train_step(batch.to(self.fabric.device), weight)
+                self.train_step(copy(batch), weight)
                 self.progress.step += 1
                 self._note(batch)
                 if self._evaluate_if_due() or save:

@@ -7,7 +7,7 @@ import torch
 
 from core.data.fakes import Words, four, read, write_csv, write_data
 from mbt_core.config import DataConfig
-from mbt_core.data.collate import Batch, Collate, Preprocess
+from mbt_core.data.collate import Batch, Collate, Copier, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.errors import MBTError
 
@@ -73,3 +73,20 @@ def test_samples_of_different_shapes(tmp_path: Path) -> None:
     dataset = ClipDataset(read(path, words), words, {}, config=DataConfig(), seed=0, training=False)
     with pytest.raises(MBTError, match=r"w: the samples of a batch do not fit together: x \[3\].* and x \[2\]"):
         Collate(words)([dataset[Draw(0, 0)], dataset[Draw(0, 1)]])
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_copied_whole(batch: Batch, device: str) -> None:
+    """One after the other, each right while the next is copied."""
+    host = batch.pin_memory() if device == "cuda" else batch
+    copy = Copier(torch.device(device))
+    for _ in range(3):
+        there = copy(host)
+        assert {x.device.type for x in (there.weight, there.index, *there.targets.values())} == {device}
+        assert torch.equal(there.index.cpu() * 1, batch.index)
+        for name, sample in batch.samples.items():
+            assert all(torch.equal(there.samples[name][key].cpu(), x) for key, x in sample.items())
+        assert there.errors == batch.errors
