@@ -86,8 +86,3 @@ def _over_tasks(logits: Mapping[str, Tensor], targets: Targets, head: HeadConfig
     weights = {task: head.task_weights.get(task, 1.0) for task in logits}
     losses = [weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing) for task in logits]
     return torch.stack(losses).sum(0) / (sum(weights.values()) or 1.0)
-
-
-def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:
-    """Sum of weight * loss over sum of weight + 1e-8, as the reference."""
-    return (loss_B * weight_B).sum() / (weight_B.sum() + 1e-8)

@@ -62,3 +62,8 @@ def assert_near(ours: Tensor | np.ndarray, theirs: np.ndarray, tolerance: float 
     ours = ours.detach().numpy() if isinstance(ours, Tensor) else ours
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+def weighted_mean(loss_B: Tensor, weight_B: Tensor) -> Tensor:
+    """As the trainer weighs the examples of a batch."""
+    return (loss_B * weight_B).sum() / (weight_B.sum() + 1e-8)

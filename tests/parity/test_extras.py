@@ -8,12 +8,12 @@ import torch
 from mbt_core.config import HeadConfig
 from mbt_core.evaluate.metrics import average_precision, task_metrics
 from mbt_core.model import Prediction
-from mbt_core.model.loss import dense_targets, example_losses, weighted_mean
+from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.tokens import Tokens
 from mbt_core.training.mixup import Mixup
 from mbt_core.training.optimizer import lr_factor
 from mbt_rgb.tokenizer import sampled_frames
-from parity.goldens import DEV, arrays_of
+from parity.goldens import DEV, arrays_of, weighted_mean
 from parity.reference import sampled
 
 KINDS = {"softmax": "single", "sigmoid": "multilabel"}

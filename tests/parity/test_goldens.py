@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from mbt_core import MBT
-from mbt_core.model.loss import example_losses, weighted_mean
+from mbt_core.model.loss import example_losses
 from mbt_core.pretrained import convert_scenic, load_scenic_params
 from mbt_core.pretrained.flax import write_params
-from parity.goldens import CONFIGS, DEV, OURS, arrays_of, assert_near, concatenated, golden
+from parity.goldens import CONFIGS, DEV, OURS, arrays_of, assert_near, concatenated, golden, weighted_mean
 
 SIZES = [
     "model.fusion.layer=2",
