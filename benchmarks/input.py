@@ -180,8 +180,8 @@ def run_shards(path: Path, folder: Path, rounds: int) -> None:
     packed = manifest.row(0).sources["rgb"].path
     clip = open_clip(packed)
     since, records = clip._frames
-    jpegs = [clip._shard.read(record) for record in records]
-    flac = clip._shard.read(clip._member("path.flac"))
+    jpegs = clip._shard.read(records)
+    flac = clip._shard.read([clip._member("path.flac")])[0]
 
     def bare(turbo: bool) -> Callable[[float], None]:
         def call(start: float) -> None:

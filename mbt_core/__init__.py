@@ -39,6 +39,7 @@ _WHERE = {
     "Run": "run",
     "load": "run",
     "train": "run",
+    "write_report": "report.write",
 }
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "load",
     "registry",
     "train",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from mbt_core.patch import PatchTokenizer
     from mbt_core.plugins import registry
     from mbt_core.pretrained import build
+    from mbt_core.report.write import write_report
     from mbt_core.run import Run, load, train
     from mbt_core.schema import ModalityConfig
     from mbt_core.tokens import Tokenizer, Tokens

@@ -23,8 +23,7 @@ def mbt_fusions() -> list[FusionSpec]:
 
 @hookimpl
 def mbt_loggers() -> list[LoggerSpec]:
-    package = "mbt_core.training.loggers"
     return [
-        LoggerSpec("jsonl", f"{package}:JsonLines"),
-        LoggerSpec("tensorboard", f"{package}:TensorBoard", "tensorboard", ("tensorboard",)),
+        LoggerSpec("jsonl", "mbt_core.training.loggers:JsonLines"),
+        LoggerSpec("tensorboard", "mbt_core.report.tensorboard:TensorBoard", "tensorboard", ("tensorboard",)),
     ]

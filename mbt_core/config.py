@@ -174,6 +174,9 @@ class ModelConfig(StrictModel):
     """Dropout on attention's output and in the MLP."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout on attention weights."""
+    patch_drop: float | dict[str, float] = 0.0
+    """Share of a stream's patch tokens, drawn for each example, that training leaves out (arXiv 2212.00794); for all
+    modalities or for each."""
     checkpointing: bool = False
     """Activation checkpointing per block: less memory, about a third more time."""
     fusion: FusionConfig = FusionConfig()
@@ -188,6 +191,7 @@ class ModelConfig(StrictModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
+        check_rates(self.patch_drop, "model.patch_drop")
         if self.pool == "mean-joint" and self.head.loss == "per-modality":
             if "loss" in self.head.model_fields_set:
                 raise ConfigError(
@@ -213,6 +217,13 @@ def check_name(name: str, where: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ConfigError(f"{where}: the name {name!r} is not of the form [a-z][a-z0-9_]*")
     return name
+
+
+def check_rates(rates: float | dict[str, float], where: str) -> None:
+    """Raises `ConfigError` for a rate outside [0, 1)."""
+    for rate in rates.values() if isinstance(rates, dict) else [rates]:
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{where}: expected 0 <= p < 1, came {rate}")
 
 
 def parse_modalities(value: Any) -> Any:
@@ -254,6 +265,7 @@ class MBTConfig(ModelConfig):
         for key, names in (
             ("head.modality_weights", self.head.modality_weights),
             ("pretrained", self.pretrained if isinstance(self.pretrained, dict) else {}),
+            ("patch_drop", self.patch_drop if isinstance(self.patch_drop, dict) else {}),
         ):
             for name in names:
                 if name not in self.modalities:
@@ -265,7 +277,7 @@ class DataConfig(StrictModel):
     """Where examples come from and how they are read."""
 
     path: str | None = None
-    """Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or folder of shards."""
+    """Manifest (CSV, Parquet, JSONL), folder with one sub-folder per class, or folder of shards (also by URL)."""
     dataset: str | None = None
     """A data set that makes itself on first use, in place of `path`."""
     root: str | None = None
@@ -347,6 +359,11 @@ class TrainConfig(StrictModel):
     """What is trained: everything; from the fusion layer on; the classifier only."""
     freeze: list[str] = Field(default_factory=list)
     """Patterns (shell style) of parameter names that stay as they are."""
+    cache_lower: bool = False
+    """Compute what enters the first trained layer (with `tune` fused or head) once and keep it on disk; every clip is
+    then read as in evaluation: its middle, without augmentation."""
+    cache_limit: float = Field(50.0, gt=0)
+    """Gigabytes that `cache_lower` may take."""
     eval_every: int | Auto = "auto"
     """Steps between evaluations on val; ``auto``: an epoch, at most 20 in a run."""
     monitor: str | Auto = "auto"
@@ -389,10 +406,16 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
-        rates = self.modality_dropout
-        for rate in rates.values() if isinstance(rates, dict) else [rates]:
-            if not 0 <= rate < 1:
-                raise ConfigError(f"train.modality_dropout: expected 0 <= p < 1, came {rate}")
+        check_rates(self.modality_dropout, "train.modality_dropout")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_drawn_below(self) -> TrainConfig:
+        if self.cache_lower and self.mixup > 0:
+            raise ConfigError(
+                f"train.cache_lower: train.mixup={self.mixup:g} mixes tokens before the first layer, in every step "
+                "anew; set train.mixup=0, or train.cache_lower=false"
+            )
         return self
 
 

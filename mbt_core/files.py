@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 from mbt_core.errors import DataError, MBTError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+SUMS = "crc32"
+"""Key of a safetensors file's metadata: checksums of tensors and of the other metadata, in one (their order is random).
+A file without it, from elsewhere, is taken as it is."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -21,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         MBTError: if it cannot be written (disk full, no permission); the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
@@ -52,14 +59,68 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: not valid JSON: {error}") from None
 
 
+def finite(value: Any) -> Any:
+    """A tree for JSON, in which what is not a finite number is None."""
+    if isinstance(value, Mapping):
+        return {key: finite(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes tensors with checksums of them and of the metadata, atomically. Raises `MBTError` if it cannot."""
+    from safetensors.torch import save_file
+
+    whole = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    about = dict(metadata or {})
+    about[SUMS] = f"{_tensor_sum(whole)} {_metadata_sum(about)}"
+    write_atomically(path, lambda temporary: save_file(whole, temporary, about))
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Raises `DataError` for a file that is missing, truncated or of another format (pickles are never loaded)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """Raises `DataError` for a file that is missing, truncated, damaged or of another format (no pickle is loaded)."""
+    with _opened(path) as file:
+        said = (file.metadata() or {}).get(SUMS)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    if said is not None and said.partition(" ")[0] != _tensor_sum(tensors):
+        raise DataError(f"{path}: damaged: its tensors are not those that were written (their checksum differs)")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without reading its tensors. Raises `DataError` as `read_safetensors`."""
+    with _opened(path) as file:
+        found = dict(file.metadata() or {})
+    said = found.pop(SUMS, None)
+    if said is not None and said.partition(" ")[2] != _metadata_sum(found):
+        raise DataError(f"{path}: damaged: its metadata is not what was written (its checksum differs)")
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            yield file
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise DataError(f"{path}: no safetensors file, or a truncated one: {error}") from None
+
+
+def _metadata_sum(metadata: Mapping[str, str]) -> str:
+    return f"{zlib.crc32(json.dumps(sorted(metadata.items())).encode()):08x}"
+
+
+def _tensor_sum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and content (some 6 GB/s)."""
+    import torch
+
+    total = 0
+    for name, x in sorted(tensors.items()):
+        total = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), total)
+        total = zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"

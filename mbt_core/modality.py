@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -136,6 +136,13 @@ class Modality(ABC):
         To be overridden where the file does not say it and the configuration does (an array's rate).
         """
         return clip.duration_of(self.reads)
+
+    def without_augmentation(self) -> Self:
+        """The same modality with samples that hold nothing drawn: what an exported model takes.
+
+        To be overridden where a sample carries drawn augmentation that the configuration can turn off.
+        """
+        return self
 
     def decode_settings(self) -> dict[str, Any]:
         """How a cache may keep this modality's clips decoded, so that `read` gets from them what the file would give.

@@ -11,6 +11,7 @@ from typing import Any
 from mbt_core.config import Experiment, check_name
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
+from mbt_core.remote import address, is_there
 from mbt_core.schema import validate
 from mbt_core.settings import apply_sets, merge, read_yaml
 
@@ -91,7 +92,7 @@ def assemble(
     Raises:
         ConfigError: before any work.
     """
-    if data is not None and not Path(data).exists():
+    if data is not None and not is_there(data):
         raise ConfigError(f"--data {data}: no such file or folder")
     chosen = read_recipe(recipe or (DEFAULT_WITH_DATA if data else DEFAULT_WITHOUT_DATA))
     offered = _offered(chosen)
@@ -109,7 +110,7 @@ def assemble(
     }
     if data is not None:
         tree = apply_sets(tree, ["data.dataset=null"])
-        tree["data"]["path"] = str(Path(data).resolve())
+        tree["data"]["path"] = address(data)
     tree = apply_sets(tree, [f"{key}={value}" for key, value in overrides if value is not None])
     tree = apply_sets(tree, sets)
     for name in tree["modalities"] if isinstance(tree["modalities"], dict) else ():

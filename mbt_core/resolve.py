@@ -13,6 +13,7 @@ from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import metric_names
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry, require
+from mbt_core.remote import address
 from mbt_core.schema import validate
 from mbt_core.training.events import Listener
 
@@ -43,7 +44,7 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
         head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
         head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
     if experiment.data.path is not None:  # else the data set tells it wherever it is used
-        tree["data"]["path"] = str(manifest.path.resolve())
+        tree["data"]["path"] = address(manifest.path)
     return validate(Experiment, tree)
 
 

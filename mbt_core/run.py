@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 
+from mbt_core.card import model_card
 from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.collate import Preprocess
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
-from mbt_core.data.missing import Losses
+from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
 from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
@@ -24,17 +27,20 @@ from mbt_core.errors import DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.predict import FilePrediction, predict_files
-from mbt_core.evaluate.table import write_predictions
+from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
+from mbt_core.files import write_atomically
+from mbt_core.hub import upload
 from mbt_core.model import MBT
 from mbt_core.model.block import Block
 from mbt_core.plugins import registry
 from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.resolve import make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
-from mbt_core.training.evaluation import evaluate_split, make_dataset
+from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loop import Plan, Trainer, make_plan
+from mbt_core.training.lower import Lower, Restore, find_cut
 from mbt_core.training.memory import explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
@@ -66,6 +72,33 @@ class Run:
         """Task -> names of its classes."""
         return self.model.classes
 
+    def save_pretrained(self, folder: str | Path, license: str | None = None, name: str | None = None) -> None:
+        """Writes what a repository of the hub holds: model, classes, ``config.yaml`` and a model card ``README.md``.
+
+        ``config.yaml`` holds the command and the paths of the data, the card the command: look before you publish.
+
+        Args:
+            folder: new, or to be written over.
+            license: an identifier that the hub knows, e.g. ``apache-2.0``.
+            name: of the model in the card; the folder's by default.
+        """
+        folder = Path(folder)
+        self.model.save_pretrained(folder)
+        source = RunFolder(self.path).config_file.read_text(encoding="utf-8")
+        provenance = [line[2:] for line in takewhile(lambda line: line.startswith("# "), source.splitlines())]
+        card = model_card(self.model, self.experiment, self.results, provenance, name or folder.name, license)
+        write_atomically(folder / "config.yaml", lambda path: path.write_text(source, encoding="utf-8"))
+        write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+
+    def push_to_hub(self, repo: str, license: str | None = None, **options: Any) -> str:
+        """Uploads what `save_pretrained` writes to ORG/NAME.
+
+        Options, errors and the returned address of the commit are those of `mbt_core.hub.upload`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, license, name=repo)
+            return upload(Path(folder), repo, **options)
+
     def evaluate(
         self,
         data: str | Path | None = None,
@@ -74,8 +107,12 @@ class Run:
         subsets: Sequence[Subset] = (),
         device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
+        written: Callable[[Path], None] | None = None,
     ) -> tuple[str, dict[Subset, Evaluation]]:
-        """Evaluates on a split, and writes ``predictions.parquet`` into the run folder if all modalities are evaluated.
+        """Evaluates on a split, and writes ``predictions.parquet`` if all modalities are evaluated.
+
+        It goes to the run folder, and for other data or another split to a folder of its own in it; see
+        `mbt_core.evaluate.table.evaluation_folder`.
 
         Args:
             data: another manifest; the run's own by default.
@@ -84,6 +121,7 @@ class Run:
             subsets: of modalities; all together by default.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: called with (examples done, examples in all).
+            written: called with the folder that has ``predictions.parquet`` now.
 
         Returns:
             The split, and subset -> evaluation.
@@ -92,13 +130,18 @@ class Run:
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
         manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes)
         split = choose_split(manifest, split)
-        losses = manifest.check_missing(split, config.max_missing)
+        losses = check_missing(manifest, split, config.max_missing)
         model = self.model.to(fabric.device)
         found = evaluate_split(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
         whole = found.get(tuple(model.modalities))
         if whole is not None:
+            other = None if data is None else manifest.path
+            about = About.of(other, views or self.experiment.evaluate.views, found)
             try:
-                write_predictions(self.path, whole, manifest, split)
+                folder = evaluation_folder(self.path, manifest, split, other)
+                write_predictions(folder, whole, manifest, split, about)
+                if written:
+                    written(folder)
             except MBTError as error:  # a run of somebody else: its numbers are worth having all the same
                 warnings.warn(str(error), MBTWarning, stacklevel=2)
         return split, found
@@ -110,12 +153,17 @@ class Run:
         return list(self.predict_stream(files, top, every, device))
 
     def predict_stream(
-        self, files: str | Path | Sequence[str | Path], top: int = 5, every: float | None = None, device: str = "auto"
+        self,
+        files: str | Path | Iterable[str | Path],
+        top: int = 5,
+        every: float | None = None,
+        device: str = "auto",
+        answered: Container[tuple[str, float | None]] = (),
     ) -> Iterator[FilePrediction]:
-        """As `predict`, batch by batch as they come."""
-        paths = [Path(f) for f in ([files] if isinstance(files, (str, Path)) else files)]
+        """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
+        paths = map(Path, [files] if isinstance(files, (str, Path)) else files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        return predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric)
+        return predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered)
 
     def embed(
         self,
@@ -181,25 +229,31 @@ def train(
         Interrupted: after Ctrl-C or SIGTERM; the state is saved.
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
-    fresh = not (resume and folder.config_file.exists())
-    if fresh:
-        folder.check_unused()
-    elif (progress := read_progress(folder.state)) is not None and progress.finished:
-        Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
-        return Run(folder.path, folder.experiment(), progress.results)
-    experiment = validate(Experiment, experiment) if fresh else folder.experiment()
-    loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
-    with together(hardware, experiment.train.precision) as team:
-        folder, fresh = team.share(lambda: (folder, fresh))
-        experiment, manifest, losses = _prepare(experiment, fresh, team)
+    try:
+        fresh = not (resume and folder.config_file.exists())
+        if fresh:
+            folder.check_unused()
+        elif (progress := read_progress(folder.state)) is not None and progress.finished:
+            Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
+            return Run(folder.path, folder.experiment(), progress.results)
+        experiment = validate(Experiment, experiment) if fresh else folder.experiment()
+        loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
+        with together(hardware, experiment.train.precision) as team:
+            folder, fresh = team.share(lambda: (folder, fresh))
+            experiment, manifest, losses = _prepare(experiment, fresh, team)
 
-        def start() -> None:
-            if fresh:
-                folder.start(experiment, command)
+            def start() -> None:
+                if fresh:
+                    folder.start(experiment, command)
 
-        every = [*listeners, *loggers] if team.is_first else []
-        with explain_memory(experiment.train):
-            return _train(experiment, manifest, losses, folder, team, Listeners(every), start, show_init, choose_cache)
+            every = [*listeners, *loggers] if team.is_first else []
+            with explain_memory(experiment.train):
+                return _train(
+                    experiment, manifest, losses, folder, team, Listeners(every), start, show_init, choose_cache
+                )
+    finally:
+        if out is None:
+            folder.release()
 
 
 def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experiment, Manifest, dict[str, Losses]]:
@@ -211,7 +265,7 @@ def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experimen
         manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
         require_train(manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
-        losses = {split: manifest.check_missing(split, experiment.data.max_missing) for split in used}
+        losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
         resolved = resolve(experiment, manifest) if fresh else experiment
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
@@ -249,6 +303,7 @@ def _train(
         show_init(report)
     model.classes = dict(manifest.classes)
     freeze(model, config)
+    layer = find_cut(model, config)
     if config.compile:
         for block in model.modules():
             if isinstance(block, Block):
@@ -258,12 +313,16 @@ def _train(
     plan = make_plan(
         config, len(manifest.usable(TRAIN)), config.batch_size, monitor if VAL in manifest.splits else None
     )
-    cache = choose_cache(experiment.data, manifest, model.modalities, (TRAIN, VAL), listener.message, listener.decoded)
+    lower: Lower | None = None
+    cache: Cache | None = None
+    if layer is None:
+        every = (TRAIN, VAL), listener.message, listener.decoded
+        cache = choose_cache(experiment.data, manifest, model.modalities, *every)
 
     def evaluated(split: str, views: int | None = None, check: Callable[[], None] | None = None) -> dict[str, float]:
         limit = losses[split] if split == VAL else None  # when it comes to the test split, training is over
         all_here = whole_model(model)
-        found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check)
+        found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check, lower)
         evaluation = next(iter(found.values()))
         if split == TEST and team.is_first:
             write_predictions(folder.path, evaluation, manifest, split)
@@ -278,21 +337,25 @@ def _train(
         experiment,
         folder,
         model,
-        Preprocess(model.modalities),
+        Preprocess(model.modalities) if layer is None else Restore(),
         plan,
         listener,
         (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if plan.monitor else None,
         lambda row: manifest.row(row).id,
         losses[TRAIN],
+        layer,
     )
     if team.is_first:
         folder.clean()
-    if (folder.state / FILE).exists():
+    goes_on = (folder.state / FILE).exists()
+    if goes_on:
         trainer.resume()
-    elif team.is_first:
+    if layer is not None:  # of the weights that are there now
+        lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
+    if team.is_first and not goes_on:
         start()
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
-    progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache))
+    progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache, lower))
     trainer.load_best()
     trainer.finish(evaluated(TEST) if TEST in manifest.splits else {})
     listener.run_end(progress.step, progress.results)
@@ -300,10 +363,16 @@ def _train(
 
 
 def _train_loader(
-    experiment: Experiment, model: MBT, manifest: Manifest, trainer: Trainer, plan: Plan, cache: Cache | None
+    experiment: Experiment,
+    model: MBT,
+    manifest: Manifest,
+    trainer: Trainer,
+    plan: Plan,
+    cache: Cache | None,
+    lower: Lower | None,
 ) -> Any:
     config, team = experiment.train, trainer.team
-    dataset = make_dataset(experiment, model, manifest, training=True, cache=cache)
+    dataset = make_dataset(experiment, model, manifest, training=True, cache=cache, lower=lower)
     sampler = TrainSampler(
         manifest.usable(TRAIN),
         plan.batch_size,

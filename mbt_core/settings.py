@@ -11,11 +11,46 @@ import yaml
 from mbt_core.errors import ConfigError
 from mbt_core.schema import StrictModel
 
+LARGEST = 100_000
+"""Most values in a document, those of an alias counted wherever it stands."""
+
+
+def load_yaml(text: str) -> Any:
+    """A document of plain values. Raises `yaml.YAMLError`, also for one without end: aliases can make it so."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > LARGEST:
+            raise yaml.YAMLError(f"its aliases make more than {LARGEST:,} values of it")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("too many brackets within brackets") from None
+    except ValueError as error:  # a date that is none, a number of too many digits
+        raise yaml.YAMLError(str(error)) from None
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of nodes below and with `node`; `known`: of nodes by their id, 0 where it is being counted."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    if not known[id(node)]:
+        raise yaml.YAMLError(f"an alias stands within what it is an alias of,{node.start_mark}")
+    return known[id(node)]
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises `ConfigError` naming the line."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
@@ -41,7 +76,7 @@ def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         if not equals or not all(keys):
             raise ConfigError(f"--set {assignment!r}: expected KEY.PATH=VALUE, e.g. model.fusion.layer=4")
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
         node = result

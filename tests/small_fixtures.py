@@ -1,5 +1,6 @@
 """Fixtures that tests/cli and tests/e2e share: made once a session, whichever asks first."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,3 +22,14 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder = tmp_path_factory.getbasetemp() / "small_run"
     return load(folder) if folder.exists() else tiny_run(demo, folder)
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run of the recipe `demo`, for slow tests: that in the folder MBT_DEMO_RUN, or trained here in minutes."""
+    from mbt_core.recipes import assemble
+    from mbt_core.run import load, train
+
+    if folder := os.environ.get("MBT_DEMO_RUN"):
+        return load(folder)
+    return train(assemble("rgb,audio")[0], tmp_path_factory.mktemp("demo") / "run")

@@ -81,6 +81,7 @@ def pack(
     """Pack clips into shards (WebDataset tar files), of which training reads only the frames that it needs."""
     from mbt_core.config import DataConfig
     from mbt_core.data.packing import pack as run_pack
+    from mbt_core.data.shards import located
     from mbt_core.errors import ConfigError
     from mbt_core.plugins import registry
     from mbt_core.recipes import parse_instances
@@ -93,7 +94,7 @@ def pack(
         raise ConfigError(f"--part {part}: expected i/n, e.g. 3/16")
     reads = {name: registry().modality_class(kind).reads for name, kind in parse_instances(wanted).items()}
     report = run_pack(
-        Path(data),
+        located(data),
         reads,
         DataConfig(root=root),
         out,
@@ -185,13 +186,15 @@ def check(
 
 def default_modalities(data: str) -> str | None:
     """Kinds with a column of their own, and where there are shared files those of the recipe for one's own data."""
+    from mbt_core.data.shards import located
     from mbt_core.data.tables import read_table
     from mbt_core.plugins import missing, registry
     from mbt_core.recipes import DEFAULT_WITH_DATA, read_recipe
+    from mbt_core.remote import is_there
 
-    if not Path(data).exists():
+    if not is_there(data):
         return None
-    columns = read_table(Path(data), lambda name: name == "id")[1]
+    columns = read_table(located(data), lambda name: name == "id")[1]
     shared = read_recipe(DEFAULT_WITH_DATA).tree["modalities"] if "path" in columns else ()
     usable = [kind for kind, provided in registry().modalities.items() if not missing(provided.spec)]
     found = [kind for kind in usable if kind in shared or {kind, f"{kind}.path"} & set(columns)]

@@ -9,6 +9,7 @@ import typer
 
 from mbt_cli.options import DeviceOption, JsonOption
 from mbt_cli.output import metrics_table, print_json, show, table
+from mbt_cli.report import leave_report
 
 
 def evaluate(
@@ -22,14 +23,17 @@ def evaluate(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a run on a split of a data set."""
+    """Evaluate a run on a split of a data set; predictions.parquet and report.html of it go to the run folder.
+
+    Those of other data or another split than test go to a folder of their own in it, eval-DATA-SPLIT.
+    """
     from mbt_core.evaluate.subsets import all_subsets, confusion
     from mbt_core.run import load
 
     opened = load(run)
     names = tuple(opened.experiment.modalities)
     wanted = all_subsets(names) if subsets else ()
-    chosen, found = opened.evaluate(data, split, views, wanted, device)
+    chosen, found = opened.evaluate(data, split, views, wanted, device, written=leave_report)
     whole = found[names]
     metrics = whole.metrics()
     by_subset = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()} if subsets else {}

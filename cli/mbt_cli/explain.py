@@ -17,8 +17,11 @@ def explain(
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     method: Annotated[
         str,
-        typer.Option(help="rollout (attention of all layers), last (of the last layer) or gradient (for one label)."),
-    ] = "rollout",
+        typer.Option(
+            help="contributions (of all layers), rollout (attention of all layers), last (of the last layer) or "
+            "gradient (for one label)."
+        ),
+    ] = "contributions",
     label: Annotated[
         str | None, typer.Option(help="What gradient explains. Default: the first answer.", show_default=False)
     ] = None,
@@ -31,7 +34,7 @@ def explain(
     """Show what predictions rest on: relevance over every input, and what came across from other modalities."""
     from mbt_core.errors import ConfigError, unknown
     from mbt_core.explain.explain import explain_files
-    from mbt_core.explain.page import require_page, write_page
+    from mbt_core.explain.page import write_page
     from mbt_core.explain.rollout import METHODS
     from mbt_core.run import Hardware, load
 
@@ -39,7 +42,6 @@ def explain(
         raise ConfigError(f"--method: {unknown('method', method, METHODS)}")
     if (label or task) and method != "gradient":
         raise ConfigError("--label and --task choose what --method gradient explains")
-    require_page()
     opened = load(run)
     found = []
     for e in explain_files(

@@ -126,7 +126,9 @@ def _kept(experiment: Experiment, manifest: Manifest) -> str:
         size = cache.estimate(manifest, manifest.usable(TRAIN))
         if size > auto_limit():
             return ""
-        return f"in the first epoch only: the decoded clips, {size / 1e6:.0f} MB, will be kept in memory (data.cache=auto)"
+        return (
+            f"in the first epoch only: the decoded clips, {size / 1e6:.0f} MB, will be kept in memory (data.cache=auto)"
+        )
     return f"in the first epoch only: the decoded clips will be kept (data.cache={config.cache})"
 
 

@@ -52,6 +52,10 @@ class LazyGroup(TyperGroup):
             # whoever read our output has gone (`mbt ... | head`): nothing to say, and nobody to say it to
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
+        except OSError as error:
+            if ctx.params.get("debug"):
+                raise
+            fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
         except Exception as error:
             # what has an exit code of its own is wrong usage, which is told further up
             if ctx.params.get("debug") or hasattr(error, "exit_code") or isinstance(error, typer.Abort):

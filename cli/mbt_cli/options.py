@@ -24,6 +24,7 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+SeedsOption = Annotated[int, typer.Option(help="Trainings of each cell, from train.seed on.", min=1)]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the cells and results.", show_default=False)]
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Print one `mbt train` per unfinished cell, for a cluster, and stop.")

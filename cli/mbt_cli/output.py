@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from mbt_core.files import finite
+
 if TYPE_CHECKING:
     from rich.table import Table
 
+LONG = 2000
+"""Characters of a line of an error."""
 WIDE = 200
 """Columns of a table that is not shown on a terminal."""
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Prints ``Error: message`` on stderr and exits with `code`."""
-    print(f"Error: {message}", file=sys.stderr)
+    """Prints ``Error: message`` on stderr, what is endless in a line left out, and exits with `code`."""
+    lines = message.split("\n")
+    shown = [line if len(line) <= LONG else f"{line[: LONG // 2]} ... {line[-LONG // 2 :]}" for line in lines]
+    print("Error:", "\n".join(shown), file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -30,16 +35,8 @@ def note(message: str) -> None:
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout; what is not a finite number is null."""
-    json.dump(_finite(document), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    json.dump(finite(document), sys.stdout, indent=1, ensure_ascii=False, allow_nan=False, default=str)
     sys.stdout.write("\n")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:

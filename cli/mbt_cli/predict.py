@@ -23,28 +23,60 @@ def predict(
         float | None,
         typer.Option(help="Slide a window over each file, a start every so many seconds.", show_default=False),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A .jsonl or .csv file for the answers, a line each.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out: leave out what it answers.")] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Classify media files with whatever modalities each has."""
+    """Classify media files with whatever modalities each has; exits with 1 if some could not be."""
+    from mbt_core.errors import ConfigError
     from mbt_core.run import load
 
+    if resume and out is None:
+        raise ConfigError("--resume goes on with the answers of --out FILE; give it")
+    if out is not None and as_json:
+        raise ConfigError("--json is for the answers on stdout; leave out --out, or --json")
     opened = load(run)
-    done, failed = [], 0
+    if out is not None:
+        from mbt_core.evaluate.answers import Answers
+
+        done = failed = 0
+        with Answers(out, opened.model.config.head, top, resume) as answers:
+            for prediction in opened.predict_stream(files, top, every, device, answers):
+                answers.add(prediction)
+                _complain(prediction)
+                failed += prediction.error is not None
+                done += 1
+        before = f", {answers.kept} were there before" if answers.kept else ""
+        note(f"{done - failed} answers added to {out}{before}")
+        _end(failed, done)
+        return
+    found, failed = [], 0
     for prediction in opened.predict_stream(files, top, every, device):
         failed += prediction.error is not None
-        done.append(prediction.as_json())
+        found.append(prediction.as_json())
         if not as_json:
+            _complain(prediction)
             _show(prediction, opened.experiment.model.head)
     if as_json:
-        print_json(done)
+        print_json(found)
+    _end(failed, len(found))
+
+
+def _end(failed: int, done: int) -> None:
     if failed:
-        fail(f"{failed} of {len(done)} could not be classified", 1)
+        fail(f"{failed} of {done} could not be classified", 1)
+
+
+def _complain(prediction: FilePrediction) -> None:
+    if prediction.error is not None:
+        note(f"{prediction.file}: {prediction.error}")
 
 
 def _show(prediction: FilePrediction, head: HeadConfig) -> None:
     if prediction.error is not None:
-        note(f"{prediction.file}: {prediction.error}")
         return
     place = "" if prediction.start is None else f"  {prediction.start:.1f}-{prediction.end:.1f} s"
     show(f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})")

@@ -13,7 +13,6 @@ from mbt_cli.output import fail, note, print_json, show, table
 from mbt_cli.progress import Progress
 from mbt_core.sweep.engine import Sweep, Watcher
 from mbt_core.sweep.grid import Cell
-from mbt_core.sweep.plot import INSTALL, available
 from mbt_core.sweep.report import Report
 from mbt_core.sweep.results import Result
 from mbt_core.training.events import Listener
@@ -93,8 +92,6 @@ def run_sweep(
     total, todo = len(sweep.cells), len(sweep.todo())
     if not quiet:
         note(f"{total} cells, {total - todo} finished already; results in {sweep.out}")
-        if not available():
-            note(f"no figure, for want of matplotlib: {INSTALL}")
     lines = Lines(quiet, lambda: save(figure=False))
     try:
         sweep.run(device, lines)

@@ -10,11 +10,14 @@ import typer
 
 from mbt_cli.options import DataOption, DeviceOption, ModalitiesOption, QuietOption, RecipeOption, SetOption
 from mbt_cli.output import fail, metrics_table, note, show, table
+from mbt_cli.report import leave_report
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mbt_core.config import Experiment
     from mbt_core.pretrained import InitReport
+    from mbt_core.run import Run
     from mbt_core.training.folder import RunFolder
 
 
@@ -39,6 +42,9 @@ def train(
     tune: Annotated[
         str | None, typer.Option(help="all, fused (from the fusion layer on) or head.", show_default=False)
     ] = None,
+    cache_lower: Annotated[
+        bool, typer.Option("--cache-lower", help="With --tune: compute the frozen layers once, keep them on disk.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model on your media files or a benchmark.
@@ -54,33 +60,32 @@ def train(
         raise ConfigError(f"--parallel {parallel}: expected ddp or fsdp")
     first = place().rank == 0  # the others of several processes stay silent
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, not in C++ frames
-    settings = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets}
-    folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--tune": tune})
+    settings = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets, "--tune": tune}
+    folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--cache-lower": cache_lower})
     if folder is not None and goes_on:
         experiment = folder.experiment()
     else:
-        flags = [("train.precision", precision), ("train.tune", tune)]
+        flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
         experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
         name = f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}"
         folder = folder or RunFolder.named(Path("runs"), name)
         folder.check_unused()
         if first and not quiet:
-            note(f"recipe {chosen.name}: {summary(experiment)}")
-            if experiment.data.path is None and experiment.data.dataset is not None:
-                note(f"data set {experiment.data.dataset}: made on first use, then kept in the cache")
+            _announce(chosen.name, experiment)
     from mbt_cli.progress import Progress
     from mbt_core.run import Hardware
     from mbt_core.run import train as run_training
     from mbt_core.training.loop import Interrupted
+    from mbt_core.training.state import read_progress
 
-    progress = Progress()
-    hardware = Hardware(device, devices, nodes, parallel)
+    progress, before = Progress(), read_progress(folder.state)
+    finished = goes_on and before is not None and before.finished
     try:
         run = run_training(
             experiment,
             folder.path,
             resume=goes_on,
-            hardware=hardware,
+            hardware=Hardware(device, devices, nodes, parallel),
             listeners=[progress] if first and not quiet else [],
             command=command_line(),
             show_init=_show_init if show_init else None,
@@ -91,12 +96,26 @@ def train(
         fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
     finally:
         progress.close()
-    if not first:
-        return
+        if out is None and resume is None:
+            folder.release()
+    if first:
+        _leave(run, quiet, report=not finished)
+
+
+def _announce(recipe: str, experiment: Experiment) -> None:
+    note(f"recipe {recipe}: {summary(experiment)}")
+    if experiment.data.path is None and experiment.data.dataset is not None:
+        note(f"data set {experiment.data.dataset}: made on first use, then kept in the cache")
+
+
+def _leave(run: Run, quiet: bool, report: bool) -> None:
+    """Shows the results; with the page, unless an earlier command has written it."""
     if run.results:
-        show(f"test split, {run.path}", metrics_table(run.results, list(experiment.modalities)))
+        show(f"test split, {run.path}", metrics_table(run.results, list(run.experiment.modalities)))
     else:
         show(f"no test split; the model is in {run.path}")
+    if report:
+        leave_report(run.path, quiet)
 
 
 def _folder(out: Path | None, resume: Path | None, settings: Mapping[str, object]) -> tuple[RunFolder | None, bool]:
@@ -133,11 +152,10 @@ def _show_init(report: InitReport) -> None:
     note(f"{report.loaded:,} parameters loaded, {report.fresh:,} fresh")
 
 
-def summary(experiment: object) -> str:
+def summary(experiment: Experiment) -> str:
     """What was chosen, in one line."""
-    from mbt_core.config import BackboneConfig, Experiment
+    from mbt_core.config import BackboneConfig
 
-    assert isinstance(experiment, Experiment)
     model, config = experiment.model, experiment.train
     backbone = model.backbone
     size = f"dim {backbone.dim}, depth {backbone.depth}" if isinstance(backbone, BackboneConfig) else backbone

@@ -16,6 +16,7 @@ from mbt_cli.options import (
     OutOption,
     QuietOption,
     RecipeOption,
+    SeedsOption,
     SetOption,
 )
 from mbt_cli.output import note
@@ -27,11 +28,14 @@ def transfer(
     ],
     modalities: ModalitiesOption = None,
     data: DataOption = None,
-    seeds: Annotated[int, typer.Option(help="Trainings of each cell, from train.seed on.", min=1)] = 3,
+    seeds: SeedsOption = 3,
     fractions: Annotated[str, typer.Option(help="Shares of the training rows; nested.")] = "0.25,1",
     tune: Annotated[
         str, typer.Option(help="head (linear probe), fused (from the fusion layer on), all; separated by commas.")
     ] = "head,all",
+    cache_lower: Annotated[
+        bool, typer.Option("--cache-lower", help="Where tuning is head or fused: compute frozen layers once.")
+    ] = False,
     recipe: RecipeOption = None,
     sets: SetOption = None,
     out: OutOption = None,
@@ -56,7 +60,7 @@ def transfer(
     except ValueError:
         raise ConfigError(f"--fractions {fractions}: expected numbers separated by commas, e.g. 0.1,0.5,1") from None
     flags = Flags(modalities, recipe, data, tuple(sets or ()), device)
-    planned = plan(flags, _parts(init), _parts(tune), shares)
+    planned = plan(flags, _parts(init), _parts(tune), shares, cache_lower)
     if not quiet and not dry_run:
         for text in planned.notes:
             note(text)

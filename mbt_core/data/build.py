@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.files import write_atomically
@@ -19,7 +20,6 @@ from mbt_core.hookspecs import BuiltData
 from mbt_core.plugins import load_object, registry
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
-NUMBERS = ("start", "end", "fps")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _table(built: BuiltData, prefix: str) -> pa.Table:
     for name, cells in built.columns.items():
         shown = [prefix + cell if cell else "" for cell in cells] if name in built.files else cells
         try:
-            arrays[name] = pa.array(shown, pa.float64() if name in NUMBERS else pa.string())
+            arrays[name] = pa.array(shown, pa.float64() if is_number(name) else pa.string())
         except UnicodeEncodeError:
             raise DataError(f"a file name in column {name!r} is not valid UTF-8; rename it") from None
     return pa.table(arrays)

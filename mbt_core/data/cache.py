@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +20,12 @@ import numpy as np
 from mbt_core.config import DataConfig
 from mbt_core.data.machine import cores, free_memory, processes_here
 from mbt_core.data.manifest import Manifest
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.files import write_atomically
-from mbt_core.media import Clip, MediaError, exists, file_of, open_clip
+from mbt_core.media import Clip, MediaError, exists, identity, open_clip
 from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
+from mbt_core.remote import cache_folder
 
 VERSION = 1
 """Of what lies on disk; files of another version are not used."""
@@ -193,7 +194,7 @@ class Cache:
             for path, names in row.files().items():
                 if exists(path):
                     entries |= dict.fromkeys(
-                        self._entries(path, filter(self.serves, names), row.start, row.end, row.fps)
+                        self._entries(path, filter(self.serves, names), row.start, row.end, row.rate(names))
                     )
         return list(entries)
 
@@ -264,7 +265,10 @@ class Cache:
             except (DataError, OSError):
                 pass  # damaged: made anew below
         clip = self._decode(entry)
-        write_atomically(file, clip.save)
+        try:
+            write_atomically(file, clip.save)
+        except MBTError as error:
+            warnings.warn(f"{error}. Clips are decoded anew each time", MBTWarning, stacklevel=1)
         return clip
 
     def _size(self, entry: Entry) -> int:
@@ -290,12 +294,6 @@ class Cache:
         return round(size)
 
 
-def identity(path: str) -> list[str | int]:
-    """What tells a file from what it was before: its real path, modification time and size. It must exist."""
-    stat = os.stat(file_of(path))
-    return [os.path.realpath(path), stat.st_mtime_ns, stat.st_size]
-
-
 def disk_folder(name: str = "decoded") -> Path:
     """``$MBT_CACHE/NAME``, by default ``~/.cache/mbt/NAME``."""
-    return Path(os.environ.get("MBT_CACHE") or Path.home() / ".cache" / "mbt").expanduser() / name
+    return cache_folder() / name

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from mbt_core.schema import ModalityConfig
 
 FIT_CLIPS = 64
 CHUNK = 1024
-"""Rows given to the threads at a time."""
+"""Files given to the threads at a time."""
 BEGINNING = 0.1
 """Seconds of sound that `check` reads."""
 SHOWN = 5
@@ -114,9 +115,9 @@ def check(
     with ThreadPoolExecutor(2 * cores()) as pool:
         for split, rows in chosen.items():
             tallies = {name: _Tally() for name in reads}
-            for first in range(0, len(rows), CHUNK):
-                look = partial(_look, manifest, reads, timeout)
-                for found in pool.map(look, rows[first : first + CHUNK].tolist()):
+            groups, look = manifest.alike(rows), partial(_look, manifest, reads, timeout)
+            for some in (groups[first : first + CHUNK] for first in range(0, len(groups), CHUNK)):
+                for found in chain.from_iterable(pool.map(look, some)):
                     for name, tally in tallies.items():
                         tally.add(found[name])
                     done += 1
@@ -141,27 +142,36 @@ def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
 
 
-def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, index: int) -> dict[str, _Found]:
-    """Modality -> what the row has of it. A file is opened once for all modalities."""
-    try:
-        row = manifest.row(index)
-    except DataError as error:
-        return dict.fromkeys(reads, _Found("unreadable", str(error)))
-    found = {
-        name: _Found("absent" if source is None else "present") for name, source in row.sources.items() if name in reads
-    }
-    for path, names in row.files().items():
-        wanted = [name for name in names if name in reads]
-        if not exists(path):
-            found |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
-            continue
-        with open_clip(path, timeout=timeout, fps=row.fps) as clip:
-            found |= {name: _describe(clip, reads[name], row.start or 0.0) for name in wanted}
+def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, rows: np.ndarray) -> list[dict[str, _Found]]:
+    """Modality -> what each row has of it, for rows of the same files. A file is opened once for all of them."""
+    clips: dict[str, Clip] = {}
+    told: dict[tuple[str, str], _Found] = {}
+    found = []
+    with ExitStack() as stack:
+        for index in rows.tolist():
+            try:
+                row = manifest.row(index)
+            except DataError as error:
+                found.append(dict.fromkeys(reads, _Found("unreadable", str(error))))
+                continue
+            here = {name: _Found("absent" if row.sources[name] is None else "present") for name in reads}
+            for path, names in row.files().items():
+                wanted = [name for name in names if name in reads]
+                if path not in clips:
+                    if not exists(path):
+                        here |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
+                        continue
+                    clips[path] = stack.enter_context(open_clip(path, timeout=timeout, fps=row.rate(names)))
+                for name in wanted:
+                    if (path, reads[name]) not in told:
+                        told[path, reads[name]] = _describe(clips[path], reads[name])
+                    here[name] = _beginning(clips[path], reads[name], told[path, reads[name]], row.start or 0.0)
+            found.append(here)
     return found
 
 
-def _describe(clip: Clip, reads: str, start: float) -> _Found:
-    """Opens the clip and reads what there is at `start` seconds."""
+def _describe(clip: Clip, reads: str) -> _Found:
+    """What the clip is for all rows that name it."""
     try:
         if not clip.has(reads):
             return _Found("absent")
@@ -169,11 +179,24 @@ def _describe(clip: Clip, reads: str, start: float) -> _Found:
         if reads == "frames":
             height, width = clip.size or (0, 0)
             found.size, found.frame_rate = (width, height), clip.frame_rate
-        elif reads == "waveform" and clip.sample_rate is not None:
+        elif reads == "waveform":
             found.sample_rate = clip.sample_rate
-            clip.waveform(start, start + BEGINNING, found.sample_rate)
         elif reads == "array":
             found.size = clip.shape
+    except (DataError, OSError) as error:
+        return _Found("unreadable", str(error))
+    return found
+
+
+def _beginning(clip: Clip, reads: str, found: _Found, start: float) -> _Found:
+    """`found`, unless what a row is about, from `start` seconds on, is not there or cannot be read."""
+    if found.state != "present":
+        return found
+    try:
+        if found.seconds and start >= found.seconds:
+            raise DataError(f"{clip.name}: a row starts at {start:g} s, but it is only {found.seconds:g} s long")
+        if reads == "waveform" and found.sample_rate is not None:
+            clip.waveform(start, start + BEGINNING, found.sample_rate)
     except (DataError, OSError) as error:
         return _Found("unreadable", str(error))
     return found
@@ -199,7 +222,7 @@ def fit_modalities(
             continue
         kind = registry().modality_class(config.kind)
         with ExitStack() as stack:
-            clips = list(_sample(manifest, name, kind(name, config).reads, timeout, stack))
+            clips = list(_sample(manifest, kind(name, config), timeout, stack))
             if clips:
                 fitted[name] = kind.fit(config, clips)
         left = fitted[name].auto_fields()
@@ -213,7 +236,7 @@ def fit_modalities(
 
 
 def _sample(
-    manifest: Manifest, name: str, reads: str, timeout: float, stack: ExitStack
+    manifest: Manifest, modality: Modality, timeout: float, stack: ExitStack
 ) -> Iterator[tuple[Clip, Window | None]]:
     """Opened clips of up to `FIT_CLIPS` train rows with this modality, and their spans; without unreadable ones."""
     rows = manifest.splits.get(TRAIN, np.zeros(0, np.int64))
@@ -221,8 +244,8 @@ def _sample(
     for index in np.random.default_rng(0).permutation(rows):
         try:
             row = manifest.row(index)
-            clip = _opened(row, name, reads, timeout, stack)
-            window = None if clip is None else _span(row, clip)
+            clip = _opened(row, modality, timeout, stack)
+            window = None if clip is None else _span(row, clip, modality)
         except (DataError, OSError):
             continue  # counted where it is read
         if clip is not None:
@@ -232,21 +255,21 @@ def _sample(
                 return
 
 
-def _opened(row: Row, name: str, reads: str, timeout: float, stack: ExitStack) -> Clip | None:
-    source = row.sources[name]
+def _opened(row: Row, modality: Modality, timeout: float, stack: ExitStack) -> Clip | None:
+    source = row.sources[modality.name]
     if source is None:
         return None
     if source.text is not None:
         return Clip.of_text(source.text, row.id)
     if source.path is None or not exists(source.path):
         return None
-    clip = stack.enter_context(open_clip(source.path, timeout=timeout, fps=row.fps))
-    return clip if clip.has(reads) else None
+    clip = stack.enter_context(open_clip(source.path, timeout=timeout, fps=row.rate([modality.name])))
+    return clip if clip.has(modality.reads) else None
 
 
-def _span(row: Row, clip: Clip) -> Window | None:
-    """The row's start and end, completed by the clip's; None if it has neither."""
+def _span(row: Row, clip: Clip, modality: Modality) -> Window | None:
+    """The row's start and end, completed by what the modality has of the clip; None if the row has neither."""
     if row.start is None and row.end is None:
         return None
     start = row.start or 0.0
-    return Window(start, row.end if row.end is not None else max(start, clip.duration or start))
+    return Window(start, row.end if row.end is not None else max(start, modality.duration(clip) or start))

@@ -90,8 +90,12 @@ class Copier:
             there = batch.to(self.device)
         now = torch.cuda.current_stream(self.device)
         now.wait_stream(self._stream)
-        there._map(lambda x: (x.record_stream(now), x)[1])  # not to be reused before what is computed with it is done
-        return there
+
+        def keep(x: Tensor) -> Tensor:
+            x.record_stream(now)  # its memory is not given away before what is computed with it is done
+            return x
+
+        return there._map(keep)
 
 
 class Collate:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,10 @@ from mbt_core.errors import ConfigError, DataError, nearest
 
 IN_FILES = ("frames", "waveform", "array")
 """What files hold that several modalities may share; anything else (texts) a cell may hold itself."""
+TASK_PREFIX = "label."
 COLUMNS = ("id", "path", "start", "end", "fps", "label", "split")
-NUMBERS = ("start", "end", "fps")
+RATE = "fps"
+"""Column of frame rates; that of one modality is called ``NAME.fps``."""
 
 Columns = Mapping[str, pa.LargeStringArray]
 
@@ -161,8 +163,18 @@ def read_spans(table: pa.Table, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return start, end
 
 
-def read_rates(table: pa.Table, path: Path) -> np.ndarray | None:
-    """The frame rates of folders of frames, float64 [N], NaN where empty; None without such a column."""
-    if "fps" not in table.column_names:
-        return None
-    return as_numbers(table["fps"], f"{path}: column 'fps'", "frames a second")
+def is_number(column: str) -> bool:
+    """Whether a column of this name holds numbers."""
+    rate = column.endswith(f".{RATE}") and not column.startswith(TASK_PREFIX)
+    return column in ("start", "end", RATE) or rate
+
+
+def read_rates(table: pa.Table, names: Iterable[str], path: Path) -> dict[str, np.ndarray]:
+    """Modality -> frames a second of what has pictures but no times, float64 [N], NaN where empty."""
+    columns = {name: next((c for c in (f"{name}.{RATE}", RATE) if c in table.column_names), None) for name in names}
+    rates = {
+        column: as_numbers(table[column], f"{path}: column {column!r}", "frames a second")
+        for column in dict.fromkeys(columns.values())
+        if column is not None
+    }
+    return {name: rates[column] for name, column in columns.items() if column is not None}

@@ -118,13 +118,20 @@ class ClipDataset(Dataset[list[Example]]):
         draw = Draw(*draw)
         targets = {task: torch.as_tensor(labels.target(draw.index)) for task, labels in self.labels.items()}
         try:
-            row = self.manifest.row(draw.index)
-            with ExitStack() as stack:
-                clips = self._open(row, stack)
-                views = self._read_training(row, clips, draw) if self.training else self._read_views(row, clips)
+            views = self.samples(self.manifest.row(draw.index), draw)
         except (DataError, OSError) as error:
             return [self._example(draw.index, view, {}, targets, str(error)) for view in range(self.views)]
         return [self._example(draw.index, view, samples, targets) for view, samples in enumerate(views)]
+
+    def samples(self, row: Row, draw: Draw) -> list[dict[str, Sample]]:
+        """What there is of each view of a row: modality -> sample.
+
+        Raises:
+            DataError, OSError: if it cannot be read.
+        """
+        with ExitStack() as stack:
+            clips = self._open(row, stack)
+            return self._read_training(row, clips, draw) if self.training else self._read_views(row, clips)
 
     def _example(
         self, index: int, view: int, samples: dict[str, Sample], targets: dict[str, Tensor], error: str | None = None
@@ -149,27 +156,33 @@ class ClipDataset(Dataset[list[Example]]):
                 continue
             kept = [name for name in names if self.cache is not None and self.cache.serves(name)]
             if self.cache is not None and kept:
-                clips |= self.cache.open(path, kept, row.start, row.end, row.fps)
+                clips |= self.cache.open(path, kept, row.start, row.end, row.rate(kept))
             if len(kept) < len(names):
-                clip = stack.enter_context(open_clip(path, timeout=self.config.timeout, fps=row.fps))
+                clip = stack.enter_context(open_clip(path, timeout=self.config.timeout, fps=row.rate(names)))
                 clips |= {name: clip for name in set(names) - set(kept) if clip.has(self.modalities[name].reads)}
         if not clips:
             raise DataError(_nothing(row, missing, (self.modalities[name].reads for name in row.sources)))
         return {name: clips[name] for name in self.modalities if name in clips}
 
     def _read_training(self, row: Row, clips: Mapping[str, Readable], draw: Draw) -> list[dict[str, Sample]]:
-        key = (self.seed, draw.epoch, draw.index, draw.repeat)
-        rngs = {name: np.random.default_rng((*key, crc32(name.encode()))) for name in clips}
-        drawn = {name: rng.random() for name, rng in rngs.items()}
-        kept = [name for name in clips if drawn[name] >= self.dropout[name]]
-        if not kept:  # one stays: given that all are below their rates, each is the largest share of it equally often
-            kept = [max(clips, key=lambda name: drawn[name] / self.dropout[name])]
-        together = float(np.random.default_rng(key).random())
+        together = float(np.random.default_rng(self._key(draw)).random())
         samples = {}
-        for name in kept:
-            position = together if self.config.sync else float(rngs[name].random())
-            samples[name] = self._read(row, name, clips[name], position, rngs[name])
+        for name, rng in self.stay(clips, draw).items():
+            position = together if self.config.sync else float(rng.random())
+            samples[name] = self._read(row, name, clips[name], position, rng)
         return [samples]
+
+    def stay(self, names: Iterable[str], draw: Draw) -> dict[str, np.random.Generator]:
+        """Those of the modalities that modality dropout leaves, with their generators for all else that is drawn."""
+        rngs = {name: np.random.default_rng((*self._key(draw), crc32(name.encode()))) for name in names}
+        drawn = {name: rng.random() for name, rng in rngs.items()}
+        kept = [name for name in rngs if drawn[name] >= self.dropout[name]]
+        if not kept:  # one stays: given that all are below their rates, each is the largest share of it equally often
+            kept = [max(rngs, key=lambda name: drawn[name] / self.dropout[name])]
+        return {name: rngs[name] for name in kept}
+
+    def _key(self, draw: Draw) -> tuple[int, ...]:
+        return self.seed, draw.epoch, draw.index, draw.repeat
 
     def _read_views(self, row: Row, clips: Mapping[str, Readable]) -> list[dict[str, Sample]]:
         return [

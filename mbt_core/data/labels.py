@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from mbt_core.config import DEFAULT_TASK, TaskKind, check_name
-from mbt_core.data.columns import Columns
+from mbt_core.data.columns import TASK_PREFIX, Columns
 from mbt_core.data.splits import TRAIN, Splits
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.files import read_json
 
 SEPARATOR = ";"
-TASK_PREFIX = "label."
 
 Kinds = TaskKind | Mapping[str, TaskKind] | None
 Classes = Mapping[str, Sequence[str]]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
+import time
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader, Sampler
+from torch.utils.data._utils import signal_handling
 
 from mbt_core.data.collate import Collate
-from mbt_core.data.dataset import ClipDataset, Draw
+from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.machine import cores
 from mbt_core.errors import MBTError
 
 MAX_WORKERS = 16
 MIN_PATIENCE = 300.0
+POLL = 1.0
+"""Seconds after which a reading process has noticed that the main one is gone."""
 
 
 class Loader(DataLoader[Any]):
@@ -30,7 +36,7 @@ class Loader(DataLoader[Any]):
                 return
             except Exception as error:
                 if self.num_workers:
-                    batches._shutdown_workers()  # else they would live as long as the error's traceback
+                    _end_workers(batches)  # else they would live as long as the error's traceback
                     self._iterator = None
                 clear = _explained(error, self.timeout)
                 if clear is None:
@@ -40,7 +46,7 @@ class Loader(DataLoader[Any]):
 
 def make_loader(
     dataset: ClipDataset,
-    sampler: Sampler[list[Draw]],
+    sampler: Sampler[Any],
     workers: int | Literal["auto"],
     device: torch.device,
     patience: float | None = None,
@@ -49,7 +55,7 @@ def make_loader(
 
     Args:
         dataset: what is read.
-        sampler: of batches.
+        sampler: of batches; of a stream it has no length.
         workers: reading processes; the batches do not depend on it. ``auto``: none if the decoded clips are in memory,
             else one per core but one, at most 16 and no more than batches.
         device: where the batches go; for a GPU they are in page-locked memory.
@@ -78,17 +84,43 @@ def make_loader(
     )
 
 
-def auto_workers(dataset: ClipDataset, sampler: Sampler[list[Draw]]) -> int:
+def auto_workers(dataset: ClipDataset, sampler: Sampler[Any]) -> int:
     """The number of reading processes that ``auto`` stands for."""
     if dataset.cache is not None and dataset.cache.in_memory:
         return 0
-    return min(max(1, cores() - 1), MAX_WORKERS, len(sampler))  # type: ignore[arg-type]
+    batches = len(sampler) if hasattr(sampler, "__len__") else MAX_WORKERS
+    return min(max(1, cores() - 1), MAX_WORKERS, batches)
 
 
 def _start_worker(number: int) -> None:
     # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ends this process when the main one was killed, also in the middle of decoding."""
+    while os.getppid() == parent:
+        time.sleep(POLL)
+    os._exit(1)
+
+
+def _end_workers(batches: Any) -> None:
+    """Ends all reading processes of an iterator, whatever they do: one that hangs or is stopped heeds no request.
+
+    Nothing of it is waited for any more: its threads could wait for ever for a lock that a killed process has held.
+    """
+    signal_handling._remove_worker_pids(
+        id(batches)
+    )  # else their end would be an error, raised in the midst of anything
+    batches._worker_pids_set, batches._shutdown = False, True
+    for worker in batches._workers:
+        worker.kill()
+    for worker in batches._workers:
+        worker.join()
+    if batches._pin_memory:
+        batches._pin_memory_thread_done_event.set()
 
 
 def _explained(error: Exception, patience: float) -> MBTError | None:

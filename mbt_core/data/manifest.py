@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -15,19 +15,20 @@ import pyarrow.compute as pc
 from mbt_core.config import DataConfig, TaskKind
 from mbt_core.data.columns import (
     COLUMNS,
-    NUMBERS,
+    RATE,
+    TASK_PREFIX,
     Columns,
     SourceColumns,
     as_text,
     check_ids,
     encode,
     find_sources,
+    is_number,
     read_rates,
     read_spans,
 )
-from mbt_core.data.labels import TASK_PREFIX, Classes, Kinds, Labels, find_tasks, read_labels
-from mbt_core.data.missing import Losses, check_missing
-from mbt_core.data.shards import is_packed
+from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, read_labels
+from mbt_core.data.shards import is_packed, located
 from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, unknown
@@ -51,7 +52,7 @@ class Row:
         sources: modality -> where it is; None: absent (an empty cell).
         start, end: the span of the files that it is about, in seconds; None: not given.
         labels: task -> text of the cell, ``""`` if empty.
-        fps: frames a second of folders of frames; None: not given.
+        fps: modality -> frames a second of its folder of pictures, where given.
     """
 
     index: int
@@ -60,7 +61,11 @@ class Row:
     start: float | None
     end: float | None
     labels: dict[str, str]
-    fps: float | None = None
+    fps: dict[str, float] = field(default_factory=dict)
+
+    def rate(self, names: Iterable[str]) -> float | None:
+        """Frames a second of a folder of pictures that serves these modalities; None: not given."""
+        return next((self.fps[name] for name in names if name in self.fps), None)
 
     def files(self) -> dict[str, list[str]]:
         """File -> the modalities it serves."""
@@ -94,7 +99,7 @@ class Manifest:
     _sources: dict[str, SourceColumns] = field(repr=False)
     _start: np.ndarray = field(repr=False)
     _end: np.ndarray = field(repr=False)
-    _fps: np.ndarray | None = field(default=None, repr=False)
+    _fps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(
@@ -109,7 +114,7 @@ class Manifest:
         """Reads a CSV, TSV, Parquet or JSONL file, a folder ``DIR/[split/]CLASS/file``, or a folder of shards.
 
         Args:
-            path: the file or folder.
+            path: the file or folder; of shards also their URL.
             reads: modality -> what it reads ("frames", "waveform", "array" or "text").
             config: root, confine, group, and the split rules.
             classes: task -> names in order (of a trained model); else those of ``MANIFEST.classes.json`` beside the
@@ -120,10 +125,10 @@ class Manifest:
         Raises:
             DataError: if anything in it is not as expected; the message names the row.
         """
-        path = Path(path).expanduser()
+        path = located(path)
         if is_packed(path):  # made of what others packed: nothing outside of it is to be read
             config = config.model_copy(update={"root": None, "confine": True})
-        fixed = {*COLUMNS, config.group, *reads, *(f"{name}.path" for name in reads)}
+        fixed = {*COLUMNS, config.group, *reads, *(f"{name}.{more}" for name in reads for more in ("path", RATE))}
         table, found = read_table(path, lambda name: name in fixed or name.startswith(TASK_PREFIX))
         return cls.from_table(table, path, reads, config, classes, kinds, labelled, found=found)
 
@@ -141,7 +146,7 @@ class Manifest:
     ) -> Self:
         """`read` for columns in memory. `path` names them and gives the root; `found`: all columns there were."""
         columns = {name: as_text(table[name], f"{path}: column {name!r}") for name in table.column_names
-                   if name not in NUMBERS}  # fmt: skip
+                   if not is_number(name)}  # fmt: skip
         found = found or table.column_names
         ids = check_ids(columns, path, found)
         sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
@@ -156,7 +161,7 @@ class Manifest:
         labels = read_labels(encoded, given, classes, kinds, path)
         splits = _splits(given, ids, encoded, columns, config, path, found)
         manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
-        manifest._fps = read_rates(table, path)
+        manifest._fps = read_rates(table, reads, path)
         for split in (TRAIN, VAL):
             if split in splits:
                 manifest.require_labels(split)
@@ -199,8 +204,14 @@ class Manifest:
             None if np.isnan(start) else float(start),
             None if np.isnan(end) else float(end),
             {task: labels.cell(index) for task, labels in self.labels.items()},
-            None if self._fps is None or np.isnan(self._fps[index]) else float(self._fps[index]),
+            {name: float(rates[index]) for name, rates in self._fps.items() if not np.isnan(rates[index])},
         )
+
+    def find(self, ids: Sequence[str]) -> list[int | None]:
+        """The rows of these names; None: there is none."""
+        places = pc.index_in(pa.array(ids, self._ids.type), value_set=self._ids)
+        found: list[int | None] = places.to_pylist()
+        return found
 
     def _source(self, columns: SourceColumns, index: int) -> Source | None:
         text = columns.texts[index].as_py() if columns.texts is not None else ""
@@ -264,9 +275,13 @@ class Manifest:
                 found.setdefault(columns.name, []).append(modality)
         return found
 
-    def check_missing(self, split: str, max_missing: float) -> Losses:
-        """Looks for each file that a split names; see `mbt_core.data.missing.check_missing`."""
-        return check_missing(self, split, max_missing)
+    def alike(self, rows: np.ndarray) -> list[np.ndarray]:
+        """`rows` that name the same files and rates, together."""
+        keys = [encode(column, keep_empty=True)[0][rows] for column in self.file_columns()]
+        keys += [np.unique(rates[rows], return_inverse=True)[1] for rates in self._fps.values()]
+        _, group = np.unique(np.stack([*keys, np.zeros(len(rows), int)], 1), axis=0, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        return np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1)
 
 
 def _root(path: Path, config: DataConfig) -> Path:

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mbt_core.data.manifest import Manifest
 from mbt_core.errors import DataError
 from mbt_core.media import exists
-
-if TYPE_CHECKING:
-    from mbt_core.data.manifest import Manifest
 
 THREADS = 16
 CHUNK = 4096

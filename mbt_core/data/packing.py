@@ -7,9 +7,10 @@ import json
 import math
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import as_completed as completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -22,17 +23,30 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from mbt_core import remote
 from mbt_core.config import DataConfig
+from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
 from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
-from mbt_core.data.shards import FILE, REPORT, Packing, is_packed, name_of, read_reports, table_path
+from mbt_core.data.shards import (
+    CLASSES_FILE,
+    FILE,
+    REPORT,
+    REPORT_FILE,
+    Packing,
+    is_packed,
+    name_of,
+    read_reports,
+    table_path,
+)
 from mbt_core.data.tables import read_table
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.errors import ConfigError, DataError, MBTError
 from mbt_core.files import write_atomically
 from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
-from mbt_core.media.shards import BLOCK, INDEX, MARK, RATE, Facts, encode_jpeg
+from mbt_core.media.shards import BLOCK, INDEX, MARK, RATE, Facts
 
 BEFORE, AFTER = 0.25, 1.0
 """Seconds kept before and after a row's span, for what reading rounds up."""
@@ -125,6 +139,8 @@ def pack(
         raise ConfigError(f"--part {part[0]}/{part[1]}: expected i/n with 0 <= i <= n")
     if is_packed(path):
         raise ConfigError(f"{path}: these are shards already")
+    if remote.is_url(out):
+        raise ConfigError(f"--out {out}: shards are written to a folder of this machine; copy that folder there")
     manifest = Manifest.read(path, reads, config, labelled=False)
     table, _ = read_table(path, lambda name: True)
     digest = blake2b(digest_size=16)
@@ -142,7 +158,7 @@ def pack(
             progress(done, len(todo))
     report = _report(out, packing)
     text = json.dumps(report.as_json(), indent=1, ensure_ascii=False)
-    write_atomically(out / "report.json", lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(out / REPORT_FILE, lambda file: file.write_text(text, encoding="utf-8"))
     return report
 
 
@@ -162,7 +178,7 @@ def _start_folder(out: Path, packing: Packing, manifest: Path) -> None:
     classes = classes_path(manifest)
     if classes.is_file():
         content = classes.read_bytes()
-        write_atomically(out / "classes.json", lambda file: file.write_bytes(content))
+        write_atomically(out / CLASSES_FILE, lambda file: file.write_bytes(content))
     write_atomically(out / FILE, packing.save)
 
 
@@ -181,6 +197,11 @@ def _run(packer: Packer, todo: Sequence[int], workers: int) -> Iterator[None]:
         try:
             for future in completed(futures):
                 yield future.result()
+        except BrokenProcessPool:
+            raise MBTError(
+                "a packing process died; most often memory is out: give fewer --workers. What is done stays: "
+                "the same command goes on with the others"
+            ) from None
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -272,8 +293,8 @@ class Packer:
 
     def _table(self, rows: range, cells: Sequence[Mapping[str, str]]) -> pa.Table:
         table = self.table.slice(rows.start, len(rows))
-        if "fps" in table.column_names:
-            table = table.drop_columns(["fps"])
+        rates = [name for name in table.column_names if is_number(name) and name not in ("start", "end")]
+        table = table.drop_columns(rates)  # each clip's own facts have them
         for column in self.columns:
             place = table.column_names.index(column)
             table = table.set_column(place, column, pa.array([c.get(column, "") for c in cells], pa.string()))
@@ -291,9 +312,8 @@ class Packer:
             if not exists(source.path):
                 found.missing.append(f"{source.path}: there is no such file")
                 continue
-            wanted = {self.manifest.reads[name] for name in names}
             found.cells[column] = column
-            sources[column] = self._pack_file(row, source.path, column, wanted, found)
+            sources[column] = self._pack_file(row, source.path, column, names, found)
         for name, source in row.sources.items():
             if source is not None and source.text is not None:
                 found.members.append((f"{name}.txt", source.text.encode(), math.nan))
@@ -304,9 +324,10 @@ class Packer:
         found.members.insert(0, ("json", content, math.nan))
         return found
 
-    def _pack_file(self, row: Row, path: str, column: str, wanted: Iterable[str], found: Packed) -> Facts:
-        facts = Facts()
-        with open_clip(path, timeout=self.timeout, fps=row.fps) as clip:
+    def _pack_file(self, row: Row, path: str, column: str, names: Sequence[str], found: Packed) -> Facts:
+        facts, rate = Facts(), row.rate(names)
+        wanted = {self.manifest.reads[name] for name in names}
+        with open_clip(path, timeout=self.timeout, fps=rate) as clip:
             for reads in sorted(wanted):
                 members: list[tuple[str, bytes, float]] = []
                 try:
@@ -334,6 +355,7 @@ class Packer:
         if reads == Reads.WAVEFORM:
             facts.sample_rate, facts.origin = clip.sample_rate, round(facts.start * RATE)
             return [(f"{column}.flac", packed_sound(clip, facts), math.nan)]
+        facts.frame_rate = facts.frame_rate or clip.frame_rate
         if Path(path).is_dir():
             facts.payload = "npy"
             buffer = io.BytesIO()

@@ -17,11 +17,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
+from mbt_core import remote
 from mbt_core.errors import DataError
-from mbt_core.files import read_json
+from mbt_core.files import read_json, write_atomically
 
 FILE = "pack.json"
+REPORT_FILE = "report.json"
+CLASSES_FILE = "classes.json"
 VERSION = 1
+MOST_ROWS, MOST_SHARDS = 10**9, 10**6
+"""More are refused: lists as long as a damaged ``pack.json`` says would not fit into memory."""
 REPORT = b"report"
 """Key of a shard's report in its table's metadata."""
 
@@ -68,20 +73,79 @@ class Packing:
     @classmethod
     def load(cls, folder: Path) -> Packing:
         """Raises `DataError` if the folder was not packed by this version."""
-        path = folder / FILE
-        found = read_json(path)
+        return cls.checked(read_json(folder / FILE), folder / FILE)
+
+    @classmethod
+    def checked(cls, found: Any, path: Path | str) -> Packing:
+        """What ``pack.json`` at `path` says. Raises `DataError`."""
         names = {field.name: field.type for field in fields(cls)}
         if not isinstance(found, dict) or found.get("version") != VERSION or set(found) != set(names):
             raise DataError(f"{path}: not of version {VERSION} of packed shards; pack again")
         whole = all(isinstance(found[name], int) and found[name] > 0 for name in ("rows", "shard_size"))
         if not whole:
             raise DataError(f"{path}: expected rows and shard_size above 0")
-        return cls(**found)
+        packing = cls(**found)
+        if packing.rows > MOST_ROWS or packing.shards > MOST_SHARDS:
+            raise DataError(f"{path}: at most {MOST_ROWS:,} rows in {MOST_SHARDS:,} shards are read; pack again")
+        return packing
 
 
 def is_packed(folder: Path) -> bool:
     """Whether this is a folder of shards."""
     return (folder / FILE).is_file()
+
+
+def located(path: str | Path) -> Path:
+    """Where `path` is on this machine; of a folder of shards that a URL names, the copy of its small files.
+
+    Copied are ``pack.json``, ``classes.json`` and the shards' tables, once: these are asked for anew when ``pack.json``
+    or ``report.json`` has changed.
+
+    Raises:
+        ConfigError: for a URL that cannot be read here.
+        DataError: if there are no shards.
+    """
+    if not remote.is_url(path):
+        return Path(path).expanduser()
+    folder = remote.copy_of(path)
+    url = remote.url_of(str(folder))
+    if url is not None:
+        _copy(url, folder)
+    return folder
+
+
+def _copy(url: str, folder: Path) -> None:
+    """Brings the copy of a folder of shards up to date. Raises `DataError`."""
+    (content,) = remote.fetch([f"{url}/{FILE}"])
+    if content is None:
+        raise DataError(f"{url}: no {FILE} there; expected a folder of shards, as mbt data pack makes them")
+    try:
+        told = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{url}/{FILE}: not valid JSON: {error}") from None
+    packing = Packing.checked(told, f"{url}/{FILE}")
+    others = (CLASSES_FILE, REPORT_FILE)
+    fetched = remote.fetch([f"{url}/{name}" for name in others], optional=True)
+    small = {**dict(zip(others, fetched, strict=True)), FILE: content}
+    changed = any(found != _content(folder / name) for name, found in small.items())
+    tables = [table_path(folder, shard) for shard in range(packing.shards)]
+    wanted = [table for table in tables if changed or not table.is_file()]
+    for table, found in zip(wanted, remote.fetch([f"{url}/{table.name}" for table in wanted]), strict=True):
+        _put(table, found)
+    for name, found in small.items() if changed else ():  # last: until then they tell that something has changed
+        _put(folder / name, found)
+
+
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _put(path: Path, content: bytes | None) -> None:
+    """Makes the file what it is where it was copied from; None: there is none."""
+    if content is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_atomically(path, lambda file: file.write_bytes(content))
 
 
 def name_of(shard: int) -> str:

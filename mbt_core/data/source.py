@@ -12,6 +12,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL, split_name
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry
+from mbt_core.remote import is_there
 
 
 def open_manifest(
@@ -39,7 +40,7 @@ def open_manifest(
         path = str(make_dataset(config.dataset))
     if path is None:
         raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
-    if not Path(path).expanduser().exists():
+    if not is_there(path):
         raise ConfigError(f"data.path: {path}: no such file or folder")
     kinds = head.task if "task" in head.model_fields_set or head.outputs else None
     return Manifest.read(path, {name: m.reads for name, m in modalities.items()}, config, classes, kinds, labelled)
@@ -56,7 +57,7 @@ def make_dataset(name: str) -> Path:
 
 def other_data(config: DataConfig, path: str | Path) -> DataConfig:
     """`config` for another manifest, whose splits are taken as they are. Raises `ConfigError` if it is not there."""
-    if not Path(path).expanduser().exists():
+    if not is_there(path):
         raise ConfigError(f"--data {path}: no such file or folder")
     own = {"path": str(path), "root": None, "dataset": None}
     return config.model_copy(update={**own, "group": None, "folds": None, "fold": 0, "fraction": 1.0})

@@ -22,6 +22,7 @@ from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.missing import check_missing
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.source import choose_split
 from mbt_core.errors import ConfigError
@@ -100,7 +101,7 @@ def embed(
     if split is None:
         manifest, split = replace(manifest, splits={ALL: np.arange(len(manifest))}), ALL
     split = choose_split(manifest, split)
-    losses = manifest.check_missing(split, experiment.data.max_missing)
+    losses = check_missing(manifest, split, experiment.data.max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or 32) // views))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Metric names: ``top1``, with several tasks ``TASK/top1``; of one modality ``top1[NAME]``; ``loss``."""
+        return dict(self._metrics)
+
+    @cached_property
+    def _metrics(self) -> dict[str, float]:
         found: dict[str, float] = {}
         losses = []
         targets = dense_targets(self.targets, self.head)
@@ -116,6 +121,7 @@ def evaluate(
     subsets: Sequence[Subset] = (),
     autocast: Callable[[], object] | None = None,
     progress: Callable[[int], None] | None = None,
+    start: int | None = None,
 ) -> dict[Subset, Evaluation]:
     """Evaluates `model`, and each of `subsets` of its modalities, in one pass over the data.
 
@@ -127,6 +133,7 @@ def evaluate(
         subsets: names of modalities each; the layers below the fusion layer run once for all of them.
         autocast: makes a context for the forward pass.
         progress: called with the number of examples done.
+        start: `preprocess` gives streams as they enter this layer; for `subsets` at most the fusion layer.
 
     Returns:
         Subset -> its evaluation; without `subsets`, of all the model's modalities.
@@ -141,12 +148,13 @@ def evaluate(
         with autocast() if autocast else torch.autocast("cpu", enabled=False):  # type: ignore[attr-defined]
             inputs = preprocess(batch)
             present = None if batch.complete else batch.present
-            lower = model.encode_alone(model.embed(inputs, present=present))
+            lower = inputs if start is not None else model.encode_alone(model.embed(inputs, present=present))
+            first = model.first_fused if start is None else start
             for subset, collector in collectors.items():
                 streams = {name: lower[name] for name in subset}
                 here = {name: batch.present[name] for name in subset}
                 complete = all(bool(p.all()) for p in here.values())
-                prediction = model.encode(streams, None if complete else here, start=model.first_fused)
+                prediction = model.encode(streams, None if complete else here, start=first)
                 collector.add(prediction, batch, here, head, config.average)
         done += int(batch.index.unique().numel())
         if progress:

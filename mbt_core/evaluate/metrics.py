@@ -1,4 +1,4 @@
-"""Metrics by torchmetrics, fused and per modality.
+"""Metrics of predictions.
 
 Shapes: N examples, C classes of a task.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy
 from torchmetrics.functional.regression import mean_absolute_error, r2_score
 
 from mbt_core.config import TaskKind
@@ -30,12 +30,9 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     if not len(logits_NC):
         return {}
     if kind == "single":
-        C = logits_NC.shape[1]
-        top = {"top1": 1, "top5": 5} if C > 5 else {"top1": 1}
-        return {
-            name: float(multiclass_accuracy(logits_NC, target.long(), C, average="micro", top_k=k)) if C > 1 else 1.0
-            for name, k in top.items()
-        }
+        top = {"top1": 1, "top5": 5} if logits_NC.shape[1] > 5 else {"top1": 1}
+        hits_NK = logits_NC.topk(max(top.values()), 1).indices == target[:, None]
+        return {name: float(hits_NK[:, :k].any(1).float().mean()) for name, k in top.items()}
     if kind == "multilabel":
         return {"mAP": float(average_precision(logits_NC, target).nanmean())}
     metrics = {"mae": float(mean_absolute_error(logits_NC.contiguous(), target.float().contiguous()))}
@@ -80,16 +77,16 @@ def joint_metrics(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[s
 
 
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
-    """Non-interpolated average precision of each class [C]; NaN without positives (left out of the mean)."""
-    ranks_NC = _ranks(logits_NC)
-    found = [
-        binary_average_precision(ranks, target.long()) if target.any() else torch.tensor(torch.nan)
-        for ranks, target in zip(ranks_NC.unbind(1), target_NC.unbind(1), strict=True)
-    ]
-    return torch.stack(found)
+    """Non-interpolated average precision of each class, float64 [C]; NaN without positives (left out of the mean).
 
-
-def _ranks(logits_NC: Tensor) -> Tensor:
-    """Scores in [0, 1] with the same order and ties, class by class: a sigmoid in float32 would tie large logits."""
-    ranks = [torch.unique(column, return_inverse=True)[1] for column in logits_NC.double().unbind(1)]
-    return torch.stack(ranks, 1).double() / max(1, len(logits_NC))
+    Mean over the positives of the precision among all examples that score as high; ties share one place.
+    """
+    found = np.full(logits_NC.shape[1], np.nan)
+    columns = zip(logits_NC.T.contiguous().numpy(), (target_NC > 0.5).T.contiguous().numpy(), strict=True)
+    for place, (scores_N, right_N) in enumerate(columns):
+        if right_N.any():
+            all_N, right_P = np.sort(scores_N), np.sort(scores_N[right_N])
+            as_high = len(all_N) - np.searchsorted(all_N, right_P)
+            right_as_high = len(right_P) - np.searchsorted(right_P, right_P)
+            found[place] = (right_as_high / as_high).mean()
+    return torch.from_numpy(found)

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from lightning_fabric import Fabric
+from torch.utils.data import Sampler
 
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
 from mbt_core.data.collate import Batch, Preprocess
-from mbt_core.data.dataset import ClipDataset
+from mbt_core.data.dataset import ClipDataset, Draw, Example
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
-from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
 from mbt_core.media import Clip
@@ -31,6 +34,10 @@ from mbt_core.model.loss import by_task
 
 Segment = tuple[str, float | None, float | None]
 """A file, and the start and end of a window of it in seconds."""
+BATCH = 32
+"""Views classified at a time, unless ``evaluate.batch_size`` says otherwise."""
+FEW = 8
+"""So many files are read by this process itself."""
 
 
 @dataclass(frozen=True)
@@ -62,21 +69,33 @@ class FilePrediction:
         return {"file": self.file, **place, "modalities": self.modalities, "top": single}
 
 
-def find_files(paths: Sequence[Path]) -> list[Path | FilePrediction]:
-    """Files as given, and all files below given folders (hidden ones left out), sorted; or why there is none."""
-    found: list[Path | FilePrediction] = []
+def find_files(paths: Iterable[Path]) -> Iterator[Path | FilePrediction]:
+    """Files as given, and all files below given folders, sorted (hidden ones left out); or why there is none."""
     for path in paths:
         if not path.is_dir():
-            found.append(path)
+            yield _named(path)
             continue
-        inside = [
-            Path(folder) / name
-            for folder, folders, names in os.walk(path)
-            for name in names
-            if not name.startswith(".") and not folders.sort()
-        ]
-        found += sorted(inside) or [FilePrediction(str(path), error="no file in this folder")]
-    return [file if isinstance(file, FilePrediction) else _named(file) for file in found]
+        found = False
+        for file in _below(path):
+            found = True
+            yield _named(file) if isinstance(file, Path) else file
+        if not found:
+            yield FilePrediction(str(path), error="no file in this folder")
+
+
+def _below(folder: Path) -> Iterator[Path | FilePrediction]:
+    """The files below a folder in the order of their paths; links to folders are not followed."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries if not e.name.startswith("."))
+    except OSError as error:
+        yield FilePrediction(str(folder), error=f"cannot be listed: {error.strerror}")
+        return
+    for name, is_folder, is_link in listed:
+        if not is_folder:
+            yield folder / name
+        elif not is_link:
+            yield from _below(folder / name)
 
 
 def _named(file: Path) -> Path | FilePrediction:
@@ -88,17 +107,63 @@ def _named(file: Path) -> Path | FilePrediction:
     return file
 
 
+class Files(ClipDataset):
+    """Reads batches of segments of any files: what a batch holds is all that it has to know."""
+
+    def __getitems__(self, segments: Sequence[Segment]) -> list[list[Example]]:
+        """The examples of each segment; their `index` counts from 0 in the batch."""
+        batch = copy(self)
+        batch.manifest = files_manifest(segments, self.manifest.reads)
+        return [batch[Draw(0, row)] for row in range(len(segments))]
+
+
+class Stream(Sampler[list[Segment]]):
+    """Cuts a stream of segments into batches, and keeps what was handed out until it is asked for.
+
+    Args:
+        rows: segments, and between them what cannot be classified.
+        batch_size: segments of a batch.
+    """
+
+    def __init__(self, rows: Iterable[Segment | FilePrediction], batch_size: int) -> None:
+        self.rows, self.batch_size = rows, batch_size
+        self.handed_out: deque[Segment | FilePrediction] = deque()
+
+    def __iter__(self) -> Iterator[list[Segment]]:
+        batch: list[Segment] = []
+        for row in self.rows:
+            self.handed_out.append(row)
+            if not isinstance(row, FilePrediction):
+                batch.append(row)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def take(self, count: int) -> Iterator[Segment | FilePrediction]:
+        """The next `count` segments that were handed out, and what stands between them and after them."""
+        while self.handed_out and (count > 0 or isinstance(self.handed_out[0], FilePrediction)):
+            row = self.handed_out.popleft()
+            count -= not isinstance(row, FilePrediction)
+            yield row
+
+
 @torch.inference_mode()
 def predict_files(
     model: MBT,
-    paths: Sequence[Path],
+    paths: Iterable[Path],
     experiment: Experiment,
     *,
     fabric: Fabric,
     top: int = 5,
     every: float | None = None,
+    answered: Container[tuple[str, float | None]] = (),
 ) -> Iterator[FilePrediction]:
     """Classifies files and folders batch by batch; a bad file yields its error and does not stop the others.
+
+    Folders are walked through as they are read, and a few batches are in memory, however many files there are. While
+    the model works on a batch, other processes read the next ones.
 
     Args:
         model: in evaluation mode; moved to the device.
@@ -107,60 +172,60 @@ def predict_files(
         fabric: device and precision.
         top: how many labels.
         every: seconds between the starts of windows that slide over each file; None: the run's views of the whole.
+        answered: (file, start of the window or None) of what is left out.
     """
-    rows = _rows(find_files(paths), model.modalities, every)
-    segments = [row for row in rows if not isinstance(row, FilePrediction)]
-    classified = _classify(model, segments, experiment, fabric, top, windows=every is not None)
-    for row in rows:
-        yield row if isinstance(row, FilePrediction) else next(classified)
-
-
-def _classify(
-    model: MBT, segments: Sequence[Segment], experiment: Experiment, fabric: Fabric, top: int, windows: bool
-) -> Iterator[FilePrediction]:
-    """One prediction a segment, in their order."""
-    reads = {name: m.reads for name, m in model.modalities.items()}
-    manifest = files_manifest(segments, reads)
-    views = 1 if windows else experiment.evaluate.views
-    dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
-    sampler = EvalSampler(range(len(segments)), max(1, 32 // views))
-    loader = make_loader(dataset, sampler, experiment.data.workers if len(segments) > 8 else 0, fabric.device)
+    rows = (
+        row
+        for row in _rows(find_files(paths), model.modalities, every)
+        if isinstance(row, FilePrediction) or (row[0], row[1]) not in answered
+    )
+    first = list(islice(rows, FEW + 1))
+    views = 1 if every is not None else experiment.evaluate.views
+    stream = Stream(chain(first, rows), max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    empty = files_manifest((), {name: m.reads for name, m in model.modalities.items()})
+    dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
+    loader = make_loader(dataset, stream, experiment.data.workers if len(first) > FEW else 0, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
-        batch = batch.to(fabric.device)  # noqa: PLW2901
         with fabric.autocast():
-            logits = by_task(forward(model, preprocess, batch).logits)
-        yield from _results(batch, logits, segments, model, top, experiment.evaluate.average, windows)
+            logits = by_task(forward(model, preprocess, batch.to(fabric.device)).logits)
+        results = answers_of(batch, {task: values.float().cpu() for task, values in logits.items()}, model, top,
+                           experiment.evaluate.average)  # fmt: skip
+        for row in stream.take(len(batch) // views):
+            yield row if isinstance(row, FilePrediction) else _placed(next(results), row, every is not None)
+    for row in stream.take(0):
+        assert isinstance(row, FilePrediction)
+        yield row
 
 
 def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
     """The manifest of files without labels; each file serves every modality that finds what it reads."""
-    files, starts, ends = zip(*segments, strict=True)
+    files = [os.path.abspath(file) for file, _, _ in segments]
     columns = {
-        "id": [str(number) for number in range(len(segments))],
+        "id": pa.array(map(str, range(len(segments))), pa.string()),
         # each modality's own column: `path` alone would not serve one that reads text
-        **{f"{name}.path": [os.path.abspath(file) for file in files] for name in reads},
-        "start": pa.array(starts, pa.float64()),
-        "end": pa.array(ends, pa.float64()),
+        **{f"{name}.path": pa.array(files, pa.string()) for name in reads},
+        "start": pa.array([start for _, start, _ in segments], pa.float64()),
+        "end": pa.array([end for _, _, end in segments], pa.float64()),
     }
     return Manifest.from_table(pa.table(columns), Path.cwd(), reads, DataConfig(), labelled=False)
 
 
 def _rows(
-    files: Sequence[Path | FilePrediction], modalities: Mapping[str, Modality], every: float | None
-) -> list[Segment | FilePrediction]:
+    files: Iterable[Path | FilePrediction], modalities: Mapping[str, Modality], every: float | None
+) -> Iterator[Segment | FilePrediction]:
     """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
-    if every is None:
-        return [file if isinstance(file, FilePrediction) else (str(file), None, None) for file in files]
-    if not 0 < every < math.inf:
+    if every is not None and not 0 < every < math.inf:
         raise ConfigError(f"--every {every:g}: expected a positive number of seconds")
-    lengths = [m.seconds for m in modalities.values() if m.seconds is not None]
-    length = max(lengths, default=every)
-    rows: list[Segment | FilePrediction] = []
+    length = max((m.seconds for m in modalities.values() if m.seconds is not None), default=every)
     for file in files:
-        rows += [file] if isinstance(file, FilePrediction) else _windows(file, every, length)
-    return rows
+        if isinstance(file, FilePrediction):
+            yield file
+        elif every is None or length is None:
+            yield str(file), None, None
+        else:
+            yield from _windows(file, every, length)
 
 
 def _windows(file: Path, every: float, length: float) -> list[Segment | FilePrediction]:
@@ -181,21 +246,15 @@ def without_name(error: str, file: str) -> str:
     return error.removeprefix(f"{file}: ")
 
 
-def _results(
-    batch: Batch,
-    logits: dict[str, torch.Tensor],
-    segments: Sequence[Segment],
-    model: MBT,
-    top: int,
-    average: str,
-    windows: bool,
+def answers_of(
+    batch: Batch, logits: Mapping[str, torch.Tensor], model: MBT, top: int, average: str
 ) -> Iterator[FilePrediction]:
+    """What each row of a batch was classified as, its file left open."""
     errors = dict(batch.errors)
     head = model.config.head
     for row in dict.fromkeys(batch.index.tolist()):
-        file, start, end = segments[row]
         if row in errors:
-            yield FilePrediction(file, error=without_name(errors[row], os.path.abspath(file)))
+            yield FilePrediction("", error=errors[row])
             continue
         mine = batch.index == row
         names = [name for name, here in batch.present.items() if bool(here[mine].any())]
@@ -203,9 +262,17 @@ def _results(
         for task, values in logits.items():
             kind = head.kind_of(task)
             there, back = scales(kind, average)
-            mean = back(there(values[mine].float()).mean(0, keepdim=True))[0]
+            mean = back(there(values[mine]).mean(0, keepdim=True))[0]
             best[task] = best_labels(mean, kind, model.classes.get(task), top)
-        yield FilePrediction(file, names, best, *((start, end) if windows else (None, None)))
+        yield FilePrediction("", names, best)
+
+
+def _placed(found: FilePrediction, segment: Segment, windows: bool) -> FilePrediction:
+    """The prediction with its file and window."""
+    file, start, end = segment
+    if found.error is not None:
+        return FilePrediction(file, error=without_name(found.error, os.path.abspath(file)))
+    return replace(found, file=file, start=start if windows else None, end=end if windows else None)
 
 
 def best_labels(logits_C: torch.Tensor, kind: TaskKind, names: list[str] | None, top: int) -> list[tuple[str, float]]:

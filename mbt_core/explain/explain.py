@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from torch import Tensor
 from mbt_core.config import Experiment
 from mbt_core.data.collate import Collate, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.evaluate.predict import FilePrediction, best_labels, files_manifest, find_files, without_name
-from mbt_core.explain.rollout import Method, Relevance, trace_attention
+from mbt_core.explain.rollout import DEFAULT, Method, Relevance, trace_attention
 from mbt_core.modality import Picture
 from mbt_core.model import MBT, Prediction
 from mbt_core.model.loss import by_task
@@ -74,7 +75,7 @@ def explain_files(
     experiment: Experiment,
     *,
     device: torch.device,
-    method: Method = "rollout",
+    method: Method = DEFAULT,
     task: str | None = None,
     label: str | None = None,
     top: int = 5,
@@ -94,17 +95,24 @@ def explain_files(
         ConfigError: for an unknown method, task or label.
     """
     task, index = _class_of(model, task, label)
-    files = find_files(paths)
+    files = list(find_files(paths))
     good = [(str(file), None, None) for file in files if not isinstance(file, FilePrediction)]
-    model.to(device).eval()
     explained: Iterator[Explanation] = iter(())
     if good:
         manifest = files_manifest(good, {name: m.reads for name, m in model.modalities.items()})
-        dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)
-        explain = _Explainer(model, Preprocess(model.modalities).to(device), method, task, index, top)
-        explained = (explain(file, dataset[Draw(0, row)][0]) for row, (file, _, _) in enumerate(good))
+        explain = _Explainer.over(manifest, model, experiment, device, method, task, index, top)
+        explained = (explain(file, row) for row, (file, _, _) in enumerate(good))
     for file in files:
         yield Explanation(file) if isinstance(file, FilePrediction) else next(explained)
+
+
+def row_explainer(
+    model: MBT, manifest: Manifest, experiment: Experiment, *, device: torch.device, top: int = 5
+) -> Callable[[int], Explanation]:
+    """A function that explains a row of a manifest, as `explain_files` does; its file is the row's id."""
+    task, index = _class_of(model, None, None)
+    explain = _Explainer.over(manifest, model, experiment, device, DEFAULT, task, index, top)
+    return lambda row: explain(manifest.row(row).id, row)
 
 
 def _class_of(model: MBT, task: str | None, label: str | None) -> tuple[str, int | None]:
@@ -125,8 +133,9 @@ def _names(model: MBT, task: str) -> list[str]:
 
 @dataclass(frozen=True)
 class _Explainer:
-    """Explains one example."""
+    """Explains one row of a data set."""
 
+    dataset: ClipDataset
     model: MBT
     preprocess: Preprocess
     method: Method
@@ -134,7 +143,24 @@ class _Explainer:
     index: int | None
     top: int
 
-    def __call__(self, file: str, example: Example) -> Explanation:
+    @classmethod
+    def over(
+        cls,
+        manifest: Manifest,
+        model: MBT,
+        experiment: Experiment,
+        device: torch.device,
+        method: Method,
+        task: str,
+        index: int | None,
+        top: int,
+    ) -> _Explainer:
+        model.to(device).eval()
+        dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)
+        return cls(dataset, model, Preprocess(model.modalities).to(device), method, task, index, top)
+
+    def __call__(self, file: str, row: int) -> Explanation:
+        example = self.dataset[Draw(0, row)][0]
         if example.error is not None:
             return Explanation(FilePrediction(file, error=without_name(example.error, os.path.abspath(file))))
         model = self.model

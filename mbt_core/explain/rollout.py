@@ -21,14 +21,15 @@ from torch.nn import functional as F
 from mbt_core.errors import ConfigError, MBTError, unknown
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.model import MBT, Prediction
-from mbt_core.model.block import Attention
+from mbt_core.model.block import Attention, Block
 from mbt_core.model.fusion.base import BOTTLENECKS, JOINT, LayerRecord, Masks, Presence, Rows, trace_alone
 from mbt_core.model.loss import by_task
 from mbt_core.model.mbt import Inputs
 from mbt_core.tokens import Tokens
 
-Method = Literal["rollout", "last", "gradient"]
+Method = Literal["contributions", "rollout", "last", "gradient"]
 METHODS: tuple[Method, ...] = get_args(Method)
+DEFAULT: Method = "contributions"
 CHUNK = 2**22
 """Most attention weights that exist at a time, over batch and heads."""
 
@@ -70,12 +71,16 @@ def trace_attention(
     inputs: Inputs,
     present: Mapping[str, Tensor] | None = None,
     *,
-    method: Method = "rollout",
+    method: Method = DEFAULT,
     task: str | None = None,
     classes: Tensor | None = None,
 ) -> tuple[Prediction, Relevance]:
     """Runs a model, and leads its attention back from each prediction's pooled tokens to the inputs.
 
+    - ``contributions``: attention makes of a token the sum of its own vector and of one from each key. Each counts by
+      its projection on the sum, as far as it is positive, and all of a token add up to 1. So neither the residual nor
+      the heads need a weight, and a key with nothing to say counts for nothing, however much it is looked at (the
+      parts of Kobayashi et al., arXiv 2109.07152; led down layer by layer as by Ferrando et al., arXiv 2203.04212).
     - ``rollout``: half the mean over heads, half identity (Abnar & Zuidema, arXiv 2005.00928).
     - ``last``: the last layer's attention alone, mean over heads.
     - ``gradient``: identity plus the mean over heads of the positive part of attention times its gradient, for one
@@ -95,17 +100,20 @@ def trace_attention(
     if method not in METHODS:
         raise ConfigError(f"method: {unknown('method', method, METHODS)}")
     assert not model.training
-    tapped = [m for m in model.modules() if isinstance(m, Attention)] if method == "gradient" else []
-    with torch.set_grad_enabled(method == "gradient"), _Taps(tapped) as taps:
+    tapping = method in ("contributions", "gradient")
+    tapped = [m for m in model.modules() if isinstance(m, Block)] if tapping else []
+    with torch.set_grad_enabled(tapping), _Taps(tapped) as taps:
         embedded = {name: Tokens(t.x.detach(), t.mask) for name, t in model.embed(inputs, present=present).items()}
         for x, _ in embedded.values():
-            x.requires_grad_(method == "gradient")
+            x.requires_grad_(tapping)
         prediction = model.encode(embedded, present, return_intermediates=True)
         starts = _starts(model, embedded, present)
         slopes = taps.slopes(_objectives(prediction, list(starts), task, classes)) if method == "gradient" else ()
     with torch.no_grad():
         masks = {name: t.mask for name, t in embedded.items()}
         layers = [_attentions(record, masks, present) for record in prediction.intermediates or ()]
+        if method == "contributions":
+            layers = taps.add_to(layers, *taps.contributions())
         if method == "gradient":  # each prediction meets gradients of its own
             parts = [
                 _descend(model, taps.add_to(layers, slope), _side_by_side([start]), present, method)
@@ -153,6 +161,7 @@ class _Attention:
         mask: bool [B, K] of what is attended to.
         sources: whose tokens the keys are.
         slope: values [B, H, K, E], and the gradient of what is explained with respect to their mixture [B, H, N, E].
+        own: [B, N], what each query's own vector contributes beside its attention.
     """
 
     queries: Tensor
@@ -160,6 +169,7 @@ class _Attention:
     mask: Tensor
     sources: list[tuple[str, int]]
     slope: tuple[Tensor, Tensor] | None = None
+    own: Tensor | None = None
 
     def lead(self, rows_BQN: Tensor, method: Method) -> Rows:
         """Rows over the queries -> rows over the keys."""
@@ -172,7 +182,7 @@ class _Attention:
                 led_BQK += rows_BQN[..., part] @ self._weights(part).to(rows_BQN.dtype)
         if method == "rollout":
             led_BQK *= 0.5
-        if method != "last":
+        if method in ("rollout", "gradient"):
             led_BQK[..., :N] += rows_BQN * (0.5 if method == "rollout" else 1)
         return dict(zip((n for n, _ in self.sources), led_BQK.split([k for _, k in self.sources], -1), strict=True))
 
@@ -183,8 +193,19 @@ class _Attention:
         weights = scores.masked_fill(~self.mask[:, None, None], -torch.inf).softmax(-1)
         if self.slope is not None:
             values, gradient = self.slope
-            weights = (weights * (gradient[:, :, part] @ values.transpose(-1, -2))).clamp(min=0)
+            weights = weights * (gradient[:, :, part] @ values.transpose(-1, -2))
+            if self.own is not None:
+                return _with_own(weights.sum(1), self.own, part)
+            weights = weights.clamp(min=0)
         return weights.mean(1)
+
+
+def _with_own(added_BnK: Tensor, own_BN: Tensor, part: slice) -> Tensor:
+    """What keys add to some queries, and the queries' own vectors beside it: as shares, [B, n, K]."""
+    own_Bn = own_BN[:, part]
+    added_BnK.diagonal(part.start, 1, 2)[:, : own_Bn.shape[1]] += own_Bn
+    shares_BnK = added_BnK.clamp(min=0)
+    return shares_BnK / shares_BnK.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
 def _attentions(record: LayerRecord, masks: Masks, present: Presence) -> dict[str, _Attention]:
@@ -251,17 +272,24 @@ def _objectives(prediction: Prediction, names: Sequence[str], task: str | None, 
 
 
 class _Taps:
-    """Notes of every attention of a forward pass its values, and their mixture before the output projection."""
+    """Notes of every block of a forward pass its input, its attention's values, their mixture, and what comes of it."""
 
-    def __init__(self, attentions: Sequence[Attention]) -> None:
-        self.attentions, self.hooks = attentions, ExitStack()
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self.blocks, self.hooks = blocks, ExitStack()
+        self.inputs: list[Tensor] = []
         self.values: list[Tensor] = []
         self.mixed: list[Tensor] = []
+        self.updates: list[Tensor] = []
 
     def __enter__(self) -> Self:
-        for attention in self.attentions:
-            self.hooks.enter_context(attention.register_forward_pre_hook(self._note_values))
-            self.hooks.enter_context(attention.proj.register_forward_pre_hook(lambda _, x: self.mixed.append(x[0])))
+        for block in self.blocks:
+            for hook in (
+                block.register_forward_pre_hook(lambda _, x: self.inputs.append(x[0])),
+                block.attn.register_forward_pre_hook(self._note_values),
+                block.attn.proj.register_forward_pre_hook(lambda _, x: self.mixed.append(x[0])),
+                block.ls1.register_forward_hook(lambda _, x, update: self.updates.append(update)),
+            ):
+                self.hooks.enter_context(hook)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -277,16 +305,30 @@ class _Taps:
 
     def slopes(self, objectives: Sequence[Tensor]) -> list[list[Tensor]]:
         """For each objective, its gradient with respect to each attention's mixture, [B, H, N, E]."""
-        found = []
-        for objective in objectives:
-            gradients = torch.autograd.grad(objective, self.mixed, retain_graph=True, materialize_grads=True)
-            heads = [v.shape[1] for v in self.values]
-            found.append([g.unflatten(-1, (h, -1)).transpose(1, 2) for g, h in zip(gradients, heads, strict=True)])
-        return found
+        return [
+            self._per_head(torch.autograd.grad(objective, self.mixed, retain_graph=True, materialize_grads=True))
+            for objective in objectives
+        ]
+
+    def contributions(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each attention: the slope of what comes out along itself, [B, H, N, E], and the input's part in that."""
+        out = [(x + update).detach() for x, update in zip(self.inputs, self.updates, strict=True)]
+        each = zip(self.updates, self.mixed, out, strict=True)
+        slopes = [torch.autograd.grad(update, mixed, direction)[0] for update, mixed, direction in each]
+        return self._per_head(slopes), [(x * y).sum(-1) for x, y in zip(self.inputs, out, strict=True)]
+
+    def _per_head(self, mixtures: Sequence[Tensor]) -> list[Tensor]:
+        heads = [v.shape[1] for v in self.values]
+        return [g.unflatten(-1, (h, -1)).transpose(1, 2) for g, h in zip(mixtures, heads, strict=True)]
 
     def add_to(
-        self, layers: Sequence[Mapping[str, _Attention]], slopes: Sequence[Tensor]
+        self, layers: Sequence[Mapping[str, _Attention]], slopes: Sequence[Tensor], own: Sequence[Tensor | None] = ()
     ) -> list[dict[str, _Attention]]:
-        """The same attentions, weighted by one objective's gradients."""
-        pairs = iter(zip(self.values, slopes, strict=True))
-        return [{key: replace(attention, slope=next(pairs)) for key, attention in layer.items()} for layer in layers]
+        """The same attentions, weighted by slopes."""
+        found = iter(zip(self.values, slopes, own or (None,) * len(slopes), strict=True))
+
+        def weighted(attention: _Attention) -> _Attention:
+            values, slope, part = next(found)
+            return replace(attention, slope=(values, slope), own=part)
+
+        return [{key: weighted(attention) for key, attention in layer.items()} for layer in layers]

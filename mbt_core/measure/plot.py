@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,10 @@ MARKERS = "osD^vPX"
 
 
 def require_plot(path: Path) -> str:
-    """The format that a file's name asks for. Raises `ConfigError` for others, or naming what to install."""
+    """The format that a file's name asks for. Raises `ConfigError` for others."""
     kind = path.suffix[1:].lower()
     if kind not in FORMATS:
         raise ConfigError(f"--plot {path}: expected a name ending in .{', .'.join(FORMATS)}")
-    if find_spec("matplotlib") is None:
-        raise ConfigError("--plot needs matplotlib: pip install 'mbt-fusion[plots]'")
     return kind
 
 

@@ -9,17 +9,27 @@ import numpy as np
 from mbt_core.media.errors import reason
 
 NAMED = "array"  # the one to take of several arrays in an .npz
+LARGEST = 1 << 31
+"""Bytes of a file or of the array in it; compressed, a small file can hold any number."""
 
 
 def load_array(file: BinaryIO, suffix: str) -> np.ndarray:
     """float32 array of at least two dimensions out of a file with this suffix, see `Clip.array`."""
     try:
+        check_size(file.seek(0, 2))
+        file.seek(0)
         loaded = LOADERS[suffix](file)
     except Exception as error:  # parsers say what they like about damaged files
         raise ValueError(reason(error)) from error
     if loaded.dtype.kind not in "biuf" or loaded.ndim == 0:
         raise ValueError(f"expected numbers, found {loaded.dtype} of shape {loaded.shape}")
     return np.ascontiguousarray(np.atleast_2d(loaded), np.float32)
+
+
+def check_size(nbytes: int) -> None:
+    """Raises `ValueError` for more than `LARGEST` bytes."""
+    if nbytes > LARGEST:
+        raise ValueError(f"{nbytes:,} bytes are too large, expected at most {LARGEST:,}: cut the array into files")
 
 
 def load_npy(file: BinaryIO) -> np.ndarray:
@@ -33,6 +43,7 @@ def load_npz(file: BinaryIO) -> np.ndarray:
         names = list(arrays)
         if len(names) != 1 and NAMED not in names:
             raise ValueError(f"it holds {names}: expected one array, or one of them named {NAMED!r}")
+        check_size(max(member.file_size for member in arrays.zip.infolist()))
         return arrays[NAMED if NAMED in names else names[0]]
 
 
@@ -49,7 +60,9 @@ def load_parquet(file: BinaryIO) -> np.ndarray:
     """[columns, rows] of a Parquet file."""
     from pyarrow import parquet
 
-    return from_table(parquet.read_table(file))
+    opened = parquet.ParquetFile(file)
+    check_size(8 * opened.metadata.num_rows * opened.metadata.num_columns)
+    return from_table(opened.read())
 
 
 def from_table(table: Any) -> np.ndarray:

@@ -42,7 +42,7 @@ class Clip:
         source: path, bytes, or a seekable binary file (which stays open).
         name: shown in errors; for bytes and files it carries the suffix.
         timeout: seconds of wall time that one call may take.
-        fps: frames a second of a folder of pictures.
+        fps: frames a second of a folder of pictures or an array, which do not tell it.
 
     Every method raises `MediaError` when the file is missing, truncated, corrupt or too slow, or does not offer what is
     asked for.
@@ -137,11 +137,11 @@ class Clip:
 
     @property
     def frame_rate(self) -> float | None:
-        """Mean frames a second; None without video and for stills."""
+        """Mean frames a second; None without video and for stills. Of arrays and folders of pictures as given."""
         with self._reading("find its frame rate"):
             folder = self._in_folder()
-            if isinstance(folder, FrameFolder):
-                return folder.rate
+            if folder is not None or self._suffix in LOADERS:
+                return self.fps
             rate = self._media().video.average_rate if self._is_timed(Reads.FRAMES) else None
             return float(rate) if rate else None
 

@@ -1,4 +1,4 @@
-"""Opens whatever a row of a manifest names: a file, a folder of pictures, a clip in a shard."""
+"""Opens whatever a row of a manifest names: a file, a folder of pictures, a clip in a shard, a recording."""
 
 from __future__ import annotations
 
@@ -6,22 +6,43 @@ import os
 from typing import cast
 
 from mbt_core.media.clip import Clip
-from mbt_core.media.shards import ShardClip, packed
+from mbt_core.media.recordings import Recording, recorded, recordings
+from mbt_core.media.shard_clip import ShardClip
+from mbt_core.media.shards import packed
+from mbt_core.remote import about, url_of
 
 
 def exists(path: str) -> bool:
-    """Whether there is something at `path`; of a clip in a shard, whether there is the shard."""
-    return packed(path) is not None or os.path.exists(path)
+    """Whether there is something at `path`; of a clip in a shard, whether there is the shard.
+
+    Raises:
+        MediaError: if that cannot be told.
+    """
+    if packed(path) is not None or os.path.exists(path):
+        return True
+    place = recorded(path)
+    return place is not None and place[1] in recordings(place[0])
 
 
-def file_of(path: str) -> str:
-    """The file that holds it: `path`, or the shard."""
-    place = packed(path)
-    return path if place is None else place[0]
+def identity(path: str) -> list[str | int]:
+    """What tells what is at `path` from what was there before: its real path, and time and size of the file it is in.
+
+    Raises:
+        OSError: if there is none.
+    """
+    place = packed(path) or recorded(path)
+    file = path if place is None else place[0]
+    url = url_of(file)
+    if url is not None:
+        return [path, *about(url)]
+    status = os.stat(file)
+    return [os.path.realpath(path), status.st_mtime_ns, status.st_size]
 
 
 def open_clip(path: str, *, timeout: float = 60.0, fps: float | None = None) -> Clip:
-    """The clip at `path`, or a `ShardClip`, which is read like a `Clip`; see there for the arguments."""
-    if packed(path) is None:
-        return Clip(path, timeout=timeout, fps=fps)
-    return cast(Clip, ShardClip(path, timeout=timeout))
+    """The clip at `path`, or a `ShardClip` or `Recording`, which are read like one; see `Clip` for the arguments."""
+    if packed(path) is not None:
+        return cast(Clip, ShardClip(path, timeout=timeout))
+    if recorded(path) is not None:
+        return cast(Clip, Recording(path))
+    return Clip(path, timeout=timeout, fps=fps)

@@ -15,6 +15,8 @@ from mbt_core.media.errors import MediaError
 PRE_ROLL = 0.25  # seconds
 FILTER_MARGIN = 64  # samples of the lower rate: more than half the length of swresample's filter
 JITTER = 0.01  # seconds by which timestamps may differ from counting samples; beyond, there is a gap
+SHORT = 0.5  # seconds by which sound may end before the file says it does
+ESTIMATED = ("mp3", "aac", "ac3", "eac3", "amr")  # formats whose length is guessed from the rate of their first bytes
 MAX_RATE = 1_000_000
 
 
@@ -30,6 +32,42 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
     first, count = round(start * rate), round((stop - start) * rate)
     margin = FILTER_MARGIN / min(rate, container.audio.sample_rate or rate)
     runs, own_rate = decoded_runs(container, first / rate - margin, (first + count) / rate + margin)
+    check_whole(container, runs, own_rate, stop)
+    return window_of(runs, own_rate, start, stop, rate, container.name)
+
+
+def check_whole(container: Container, runs: list[tuple[int, np.ndarray]], rate: int, stop: float) -> None:
+    """Raises `MediaError` if sound is missing that the file says it has: it would be taken for silence.
+
+    Gaps in timestamps are gaps of the recording, but FLAC has none; and what a damaged file's reader skips has no time.
+    """
+    stream = container.audio
+    if len(runs) > 1 and container.input.format.name == "flac":
+        raise MediaError(f"{container.name}: damaged: some of its sound is missing")
+    if stream.duration is None or container.input.format.name in ESTIMATED:
+        return
+    stated = container.begin_of(stream) + stream.duration * float(stream.time_base)
+    found = max((at + len(samples) for at, samples in runs), default=0) / rate
+    if min(stop, stated) - found > SHORT:
+        raise MediaError(
+            f"{container.name}: truncated or damaged: its sound ends at {found:.2f} s, and it says {stated:.2f} s"
+        )
+
+
+def window_of(
+    runs: list[tuple[int, np.ndarray]], own_rate: int, start: float, stop: float, rate: int, name: str
+) -> np.ndarray:
+    """`waveform_in` for sound that is decoded.
+
+    Args:
+        runs: index of the first sample and the samples, float32, of unbroken runs; zeros between them. They reach past
+            the window by more than `FILTER_MARGIN` samples of the lower rate, as far as there is sound.
+        own_rate: of the runs.
+        start, stop: seconds.
+        rate: of the window.
+        name: of the clip, for errors.
+    """
+    first, count = round(start * rate), round((stop - start) * rate)
     step = rate // math.gcd(rate, own_rate)
     filtered = math.ceil(FILTER_MARGIN * max(1.0, rate / own_rate))
     origin = (first - filtered) // step * step  # here both grids meet
@@ -41,7 +79,7 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
             source[low - begin : high - begin] = samples[low - at : high - at]
     window = resample(source, own_rate, rate)[first - origin :][:count]
     if not np.isfinite(window).all():
-        raise MediaError(f"{container.name}: its sound has samples that are no numbers")
+        raise MediaError(f"{name}: its sound has samples that are no numbers")
     return np.clip(window, -1.0, 1.0)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mbt_core.config import BackboneConfig, ModelConfig
+from mbt_core.model.attention import attend
 
 Attended = tuple[Tensor, Tensor]
 """Queries and keys of one attention, each [B, H, N, E] and [B, H, K, E]."""
@@ -32,27 +33,21 @@ class Attention(TimmAttention):
     ) -> Tensor:
         B, N, D = x_BND.shape
         if context_BMD is None:
-            qkv = self.qkv(x_BND).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            q, k, v = qkv.unbind(0)
+            # taken apart along the axis they lie on: their gradients go back into one tensor with a single copy
+            q, k, v = (y.transpose(1, 2) for y in self.qkv(x_BND).view(B, N, 3, self.num_heads, -1).unbind(2))
         else:
             # queries for the own tokens only: projecting the context's would waste a third of the step
             weight, bias = self.qkv.weight, self.qkv.bias
             q = F.linear(x_BND, weight[:D], None if bias is None else bias[:D])
             kv = F.linear(torch.cat((x_BND, context_BMD), 1), weight[D:], None if bias is None else bias[D:])
-            q = q.reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
-            k, v = kv.reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+            q = q.view(B, N, self.num_heads, -1).transpose(1, 2)
+            k, v = (y.transpose(1, 2) for y in kv.view(B, kv.shape[1], 2, self.num_heads, -1).unbind(2))
         q, k = self.q_norm(q), self.k_norm(k)
         if record is not None:
             record.append((q, k))
         if mask_BK is not None:  # without any real key a softmax is undefined; such a result is never used
             mask_BK = mask_BK | ~mask_BK.any(1, keepdim=True)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=None if mask_BK is None else mask_BK[:, None, None, :],
-            dropout_p=self.attn_drop.p if self.training else 0.0,
-        )
+        y = attend(q, k, v, mask_BK, self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, D)))
 
 

@@ -111,9 +111,9 @@ def average(by_name: dict[str, Tensor], present: Presence) -> Tensor:
 
 
 def _masked_sum(x_BND: Tensor, mask_BN: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Sum over real tokens [B, D] and their number [B, 1]."""
+    """Sum over real tokens [B, D] and their number, int64 [B, 1]."""
     if mask_BN is None:
-        return x_BND.sum(1), x_BND.new_full((x_BND.shape[0], 1), x_BND.shape[1])
+        return x_BND.sum(1), torch.full((x_BND.shape[0], 1), x_BND.shape[1], device=x_BND.device)
     return torch.where(mask_BN[..., None], x_BND, 0).sum(1), mask_BN.sum(1, keepdim=True)
 
 

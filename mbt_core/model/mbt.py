@@ -9,16 +9,17 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbt_core.config import DEFAULT_TASK, MBTConfig
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import read_json, read_safetensors, write_atomically
+from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
+from mbt_core.hub import locate, upload
 from mbt_core.modality import Modality
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.model.block import Attended, Block
@@ -40,7 +41,7 @@ class Prediction:
     Args:
         logits: [B, C], or task -> [B, C] where the head has `tasks`; mean over the present modalities.
         modality_logits: name -> the same for one modality alone; empty for pool ``mean-joint``.
-        tokens: name -> [B, P + N, D] after the final norm.
+        tokens: name -> [B, P + N, D] after the final norm; in training without those that ``patch_drop`` left out.
         embedding: [B, R], what the classifier sees, mean over the present modalities.
         modality_embeddings: name -> [B, R]; empty for pool ``mean-joint``.
         intermediates: one record a layer, if asked for.
@@ -85,9 +86,15 @@ class MBT(nn.Module):
             raise ConfigError(f"model.fusion.layer: {fusion.layer} is above the depth {depth}; expected 0 to {depth}")
         if not self.config.head.outputs:
             raise ConfigError("model.head: give classes (one task) or tasks (several)")
+        drop = self.config.patch_drop
         self.streams = nn.ModuleDict(
             {
-                n: Stream(m.tokenizer(self.backbone.dim), self.backbone, self.config.pool == "cls")
+                n: Stream(
+                    m.tokenizer(self.backbone.dim),
+                    self.backbone,
+                    self.config.pool == "cls",
+                    drop.get(n, 0.0) if isinstance(drop, dict) else drop,
+                )
                 for n, m in self.modalities.items()
             }
         )
@@ -127,6 +134,7 @@ class MBT(nn.Module):
         present: Mapping[str, Tensor] | None = None,
         return_intermediates: bool = False,
         transform: TokenTransform | None = None,
+        start: int | None = None,
     ) -> Prediction:
         """Classifies a batch.
 
@@ -136,10 +144,15 @@ class MBT(nn.Module):
             present: name -> bool [B], whether a sample has the modality; None: all samples have all of `inputs`.
             return_intermediates: record tokens, bottlenecks, queries and keys of every layer.
             transform: applied to the tokens before class token and positions are added (mixup).
+            start: `inputs` are streams as they enter this layer (the depth: the head), which were computed before; what
+                is embedded and computed below it is left out.
 
         Raises:
             ValueError: for no input at all, an unknown modality, or one that `present` leaves out.
         """
+        if start is not None:
+            streams = {name: Tokens(*given) for name, given in inputs.items()}
+            return self.encode(streams, present, start, return_intermediates)
         embedded = self.embed(inputs, transform, present)
         return self.encode(embedded, present, return_intermediates=return_intermediates)
 
@@ -187,11 +200,34 @@ class MBT(nn.Module):
 
     def encode_alone(self, embedded: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Runs the layers below the fusion layer: each modality's result depends on that modality only."""
-        streams = {name: t.x for name, t in embedded.items()}
-        masks = {name: t.mask for name, t in embedded.items()}
-        for layer in range(self.first_fused):
-            streams = run_alone(self.blocks_of(layer), streams, masks, None)
-        return {name: Tokens(x, masks[name]) for name, x in streams.items()}
+        return self.run_layers(embedded, None, range(self.first_fused))
+
+    def run_layers(
+        self,
+        streams: Mapping[str, Tokens],
+        present: Mapping[str, Tensor] | None,
+        layers: range,
+        records: list[LayerRecord] | None = None,
+    ) -> dict[str, Tokens]:
+        """Runs consecutive layers, which may end, but not begin, among the fused ones; `records` receives theirs."""
+        masks = {name: t.mask for name, t in streams.items()}
+        x = {name: t.x for name, t in streams.items()}
+        first = self.first_fused
+        state: Any = None
+        for layer in layers:
+            blocks = self.blocks_of(layer)
+            record: dict[str, list[Attended]] | None = None if records is None else {}
+            if layer == first:
+                state = self.fusion.start(x)
+            if layer < first:
+                x = run_alone(blocks, x, masks, record)
+            else:
+                x, state = self.fusion.layer(layer, blocks, x, state, masks, present, record)
+            if records is not None and record is not None:
+                alone = {n: [(n, y.shape[1])] for n, y in x.items()}
+                sources = alone if layer < first else {n: self.fusion.sources(x, n) for n in x}
+                records.append(LayerRecord(dict(x), record, sources, self.fusion.bottlenecks_of(state)))
+        return {name: Tokens(y, masks[name]) for name, y in x.items()}
 
     def encode(
         self,
@@ -200,25 +236,10 @@ class MBT(nn.Module):
         start: int = 0,
         return_intermediates: bool = False,
     ) -> Prediction:
-        """Runs the blocks from layer `start` (0, or `first_fused` after `encode_alone`), and the head."""
-        streams = {name: t.x for name, t in embedded.items()}
-        masks = {name: t.mask for name, t in embedded.items()}
-        first = self.first_fused
+        """Runs the blocks from layer `start` (at most `first_fused`, or the depth: none), and the head."""
         records: list[LayerRecord] | None = [] if return_intermediates else None
-        state: Any = None
-        for layer in range(start, self.backbone.depth):
-            blocks = self.blocks_of(layer)
-            record: dict[str, list[Attended]] | None = None if records is None else {}
-            if layer == first:
-                state = self.fusion.start(streams)
-            if layer < first:
-                streams = run_alone(blocks, streams, masks, record)
-            else:
-                streams, state = self.fusion.layer(layer, blocks, streams, state, masks, present, record)
-            if records is not None and record is not None:
-                alone = {n: [(n, x.shape[1])] for n, x in streams.items()}
-                sources = alone if layer < first else {n: self.fusion.sources(streams, n) for n in streams}
-                records.append(LayerRecord(dict(streams), record, sources, self.fusion.bottlenecks_of(state)))
+        last = self.run_layers(embedded, present, range(start, self.backbone.depth), records)
+        streams, masks = {name: t.x for name, t in last.items()}, {name: t.mask for name, t in last.items()}
         out = self.head(streams, masks, present, self.prefix)
         single = self.config.head.tasks is None
         return Prediction(
@@ -241,17 +262,30 @@ class MBT(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         content = {"model": self.config.model_dump(mode="json"), "classes": self.classes}
         write_atomically(folder / "config.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
-        state = {key: value.contiguous() for key, value in self.state_dict().items()}
-        write_atomically(folder / "model.safetensors", lambda p: save_file(state, p))
+        write_safetensors(folder / "model.safetensors", self.state_dict())
+
+    def push_to_hub(self, repo: str, **options: Any) -> str:
+        """Uploads what `save_pretrained` writes; `Run.push_to_hub` adds the configuration and a model card.
+
+        Options, errors and the returned address are those of `mbt_core.hub.upload`.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repo, **options)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> MBT:
-        """Loads a folder that `save_pretrained` or a run wrote.
+    def from_pretrained(cls, source: str | Path, **options: Any) -> MBT:
+        """Loads a folder that `save_pretrained` or a run wrote, or a repository of the Hugging Face hub.
+
+        Args:
+            source: a folder, which wins, or ORG/NAME on the hub.
+            options: for the hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, as in `mbt_core.hub`.
 
         Raises:
-            DataError: if a file is missing or not what it should be.
+            DataError: if there is no such folder or repository, or a file is missing or not what it should be.
+            MBTError: if the hub cannot be reached.
         """
-        folder = Path(source)
+        folder = locate(source, **options)
         content = read_json(folder / "config.json")
         if not isinstance(content, dict) or "model" not in content:
             raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")

@@ -15,6 +15,7 @@ import yaml
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError
 from mbt_core.recipes import assemble, parse_instances
+from mbt_core.settings import load_yaml
 
 MODALITIES = "modalities"
 """The key of an override that is no setting but the flag ``--modalities``."""
@@ -125,7 +126,7 @@ def parse_over(text: str) -> Axis:
     if not equals or not values.strip() or not all(key.split(".")):
         raise ConfigError(f"--over {text!r}: expected KEY.PATH=V1,V2,..., e.g. model.fusion.layer=0,2,4")
     try:
-        parsed = yaml.safe_load(f"[{values}]")
+        parsed = load_yaml(f"[{values}]")
     except yaml.YAMLError:
         raise ConfigError(f"--over {text!r}: {values!r} is not a list of YAML values") from None
     return Axis(key, tuple(Point(as_yaml(value), {key: value}) for value in parsed))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +29,8 @@ STYLE: Any = {
 }
 LOG_FROM = 8
 """Ratio of the largest to the smallest value from which an axis is logarithmic."""
-INSTALL = "pip install 'mbt-fusion[plots]'"
 
 Grouped = dict[str, list[tuple[float, Row]]]
-
-
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    return find_spec("matplotlib") is not None
 
 
 def save(figure: Figure, out: Path, name: str) -> list[Path]:

@@ -37,7 +37,7 @@ def comparison(out: Path, results: Sequence[Result], title: str, command: str, f
     tables = {title: columns(rows)}
     report = Report(tables, "", {"out": str(out), **document(results, rows)})
     _write(out, results, report, title, command)
-    if figure and plot.available() and any(row.count for row in rows):
+    if figure and any(row.count for row in rows):
         report.files.extend(plot.save(plot.comparison(rows, title), out, "results"))
     return report
 
@@ -70,7 +70,7 @@ def study(out: Path, results: Sequence[Result], title: str, command: str, figure
     known = {"out": str(out), **document(results, rows), "effects": effects, "verdict": words}
     report = Report(tables, words, known)
     _write(out, results, report, title, command)
-    if figure and plot.available() and any(row.count for row in rows):
+    if figure and any(row.count for row in rows):
         report.files.extend(plot.save(plot.transfer(results, rows, title, transfer.NAMES), out, "results"))
     return report
 

@@ -108,7 +108,7 @@ def read_result(cell: Cell, folder: RunFolder) -> Result:
         metrics = {key: value for key, value in best.items() if key not in left_out and value is not None}
         split = "val"
     speeds = [line["clips_per_second"] for line in lines if line.get("clips_per_second")]
-    curve_name = monitor if any(monitor in line for line in lines) else "loss"
+    curve_name = monitor if any(line["event"] == "val" and monitor in line for line in lines) else "loss"
     return Result(
         cell,
         "finished",

@@ -41,7 +41,9 @@ class Study:
     notes: tuple[str, ...]
 
 
-def plan(flags: Flags, inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float]) -> Study:
+def plan(
+    flags: Flags, inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float], cache_lower: bool = False
+) -> Study:
     """Lays the axes on the flags; every start gets the geometry of the given weights.
 
     The backbone is the weights' own, without LayerScale (folded into the weights exactly; a fresh start would begin
@@ -53,6 +55,7 @@ def plan(flags: Flags, inits: Sequence[str], tunes: Sequence[str], fractions: Se
         inits: ``none``, or sources as ``model.pretrained`` takes them.
         tunes: of ``head``, ``fused``, ``all``.
         fractions: of the training rows, above 0 and at most 1.
+        cache_lower: compute what is frozen once, for all cells that have the same of it.
 
     Raises:
         ConfigError: for starts of different geometry, or an unknown value.
@@ -75,9 +78,10 @@ def plan(flags: Flags, inits: Sequence[str], tunes: Sequence[str], fractions: Se
     if train.optimizer == "adamw" and not any(text.startswith("train.lr=") for text in flags.sets):
         lr = float(f"{lr * own.dim / width:.3g}")
     rates = {tune: {} if tune == "head" or lr == train.lr else {"train.lr": lr} for tune in tunes}
+    kept = {tune: {"train.cache_lower": True} if cache_lower and tune != "all" else {} for tune in tunes}
     axes = (
         Axis(INIT, tuple(Point(_label(i), {"model.pretrained": given.get(i)}) for i in inits)),
-        Axis(TUNE, tuple(Point(tune, {"train.tune": tune, **rates[tune]}) for tune in tunes)),
+        Axis(TUNE, tuple(Point(tune, {"train.tune": tune, **rates[tune], **kept[tune]}) for tune in tunes)),
         Axis(FRACTION, tuple(Point(f"{f:g}", {"data.fraction": f}) for f in fractions)),
     )
     depth = resolve_backbone(model.backbone).depth

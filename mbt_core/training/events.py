@@ -23,7 +23,7 @@ class Listener:
         """Something the user should know."""
 
     def decoded(self, done: int, total: int) -> None:
-        """While clips are decoded ahead of training, to be kept in memory."""
+        """While clips are read ahead of training: to be kept in memory, or what frozen layers make of them on disk."""
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         """Training is finished; `metrics` of the test split, if there is one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from mbt_core.errors import ConfigError
 from mbt_core.files import write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
+from mbt_core.training.launch import place
 from mbt_core.version import __version__
 
 
@@ -33,16 +35,37 @@ class RunFolder:
 
     @classmethod
     def named(cls, base: Path, name: str) -> RunFolder:
-        """A new folder below `base`: NAME, or NAME-2, NAME-3 ... if that is taken."""
+        """A new folder below `base`: NAME, or NAME-2, NAME-3 ... if that is taken.
+
+        It is made at once, so that no run started at the same time takes it too; `release` it if nothing comes of it.
+        Of several processes of a run the first one makes it, and tells the others.
+
+        Raises:
+            ConfigError: if it cannot be made.
+        """
+        first = place().rank == 0
         for number in range(1, 100_000):
             path = base / (name if number == 1 else f"{name}-{number}")
-            if not path.exists():
+            if path.exists():
+                continue
+            try:
+                if first:
+                    path.mkdir(parents=True)
                 return cls(path)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot be made: {error.strerror}; give --out") from None
         raise ConfigError(f"{base}: too many runs named {name!r}; give --out")
+
+    def release(self) -> None:
+        """Removes the folder if it is empty."""
+        with suppress(OSError):
+            self.path.rmdir()
 
     def check_unused(self) -> None:
         """Raises `ConfigError` if the folder holds anything."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or not all(map(is_temporary, self.path.iterdir()))):
             raise ConfigError(
                 f"{self.path} exists and is not empty; go on with it by --resume {self.path}, or choose another --out"
             )
@@ -84,6 +107,11 @@ class RunFolder:
                 writer.writerows(sorted(failed.items()))
 
         write_atomically(self.path / "bad_clips.csv", write)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether this is what a killed process left half written."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
 
 
 def _provenance(command: str) -> list[str]:

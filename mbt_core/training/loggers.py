@@ -1,4 +1,4 @@
-"""The loggers that come with the core: JSON lines and TensorBoard."""
+"""The logger that every run has: JSON lines."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mbt_core.errors import MBTError
 from mbt_core.files import write_atomically
 from mbt_core.training.events import Listener
 
@@ -34,8 +35,11 @@ class JsonLines(Listener):
     def _write(self, event: str, step: int, metrics: Mapping[str, float]) -> None:
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         line = {"event": event, "step": step, "time": round(time.time(), 3), **values}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise MBTError(f"{self.path}: cannot be written: {error.strerror}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -51,27 +55,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
-
-
-class TensorBoard(Listener):
-    """TensorBoard event files in the run folder."""
-
-    def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # TensorBoard itself hides what an interrupted run logged after the step that this one goes on from
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("train", step, metrics)
-
-    def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("val", step, metrics)
-
-    def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._write("test", step, metrics)
-        self.writer.close()
-
-    def _write(self, group: str, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(f"{group}/{name}", value, step)

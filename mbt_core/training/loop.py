@@ -110,6 +110,7 @@ class Trainer:
             `Interrupted`.
         name_of: row -> its id.
         losses: counts the clips of the train split that cannot be read.
+        start: the layer that the batches' kept tokens enter; None: they are clips.
     """
 
     def __init__(
@@ -124,11 +125,12 @@ class Trainer:
         validate: Callable[[Callable[..., None]], dict[str, float]] | None,
         name_of: Callable[[int], str],
         losses: Losses,
+        start: int | None = None,
     ) -> None:
         fabric = team.fabric
         self.team, self.fabric, self.experiment, self.folder, self.plan = team, fabric, experiment, folder, plan
         self.config, self.listener, self.validate = experiment.train, listener, validate
-        self.name_of, self.losses = name_of, losses
+        self.name_of, self.losses, self.start = name_of, losses, start
         self.model, self.preprocess = model, preprocess.to(fabric.device)
         self.wrapped = fabric.setup_module(model)
         # of the parameters as they are now: they may be shared out
@@ -237,7 +239,7 @@ class Trainer:
             prediction = self.wrapped(inputs, present, transform=lambda tokens: mixup.tokens(tokens, present))
         else:
             targets = dict.fromkeys([*names, ""], dense)
-            prediction = self.wrapped(inputs, present)
+            prediction = self.wrapped(inputs, present, start=self.start)
         loss_B = example_losses(prediction, targets, head, present, config.label_smoothing)
         return (loss_B * batch.weight).sum()
 

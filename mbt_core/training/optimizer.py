@@ -39,11 +39,8 @@ def freeze(model: MBT, config: TrainConfig) -> None:
     """
     first = model.config.fusion.layer
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        fused = parts[0] == "fusion" or (parts[0] == "blocks" and int(parts[2]) >= first)
-        trained = parts[0] == "head" or config.tune == "all" or (config.tune == "fused" and fused)
-        if parts[:2] == ["head", "norms"] and config.tune == "head":
-            trained = False
+        above = is_above(name, first) if config.tune == "fused" else name.startswith("head.")
+        trained = config.tune == "all" or (above and not (config.tune == "head" and name.startswith("head.norms.")))
         parameter.requires_grad_(trained)
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.freeze:
@@ -56,6 +53,12 @@ def freeze(model: MBT, config: TrainConfig) -> None:
             model.get_parameter(name).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("train.freeze: nothing is left to train")
+
+
+def is_above(name: str, layer: int) -> bool:
+    """Whether a parameter belongs to the fusion, the head, or a block from `layer` on."""
+    parts = name.split(".")
+    return parts[0] in ("fusion", "head") or (parts[0] == "blocks" and int(parts[2]) >= layer)
 
 
 def make_optimizer(model: MBT, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mbt_core.errors import DataError
-from mbt_core.files import write_atomically
+from mbt_core.files import read_metadata, read_safetensors, write_safetensors
 from mbt_core.training.optimizer import named_state
 from mbt_core.training.sharding import like, whole
 
@@ -55,18 +53,16 @@ def save_state(
     folder: Path, model_state: Mapping[str, Tensor], optimizer_state: Mapping[str, Tensor], progress: Progress
 ) -> None:
     """Writes ``folder/state.safetensors``. Raises `MBTError` if it cannot; the old one is then untouched."""
-    tensors = {f"model.{k}": v.contiguous() for k, v in model_state.items()}
-    tensors |= {f"optimizer.{k}": v.contiguous() for k, v in optimizer_state.items()}
-    metadata = {"progress": json.dumps(asdict(progress))}
-    write_atomically(folder / FILE, lambda path: save_file(tensors, path, metadata))
+    tensors = {f"model.{k}": v for k, v in model_state.items()}
+    tensors |= {f"optimizer.{k}": v for k, v in optimizer_state.items()}
+    write_safetensors(folder / FILE, tensors, {"progress": json.dumps(asdict(progress))})
 
 
 def read_progress(folder: Path) -> Progress | None:
     """How far a run is, without its tensors; None: it has no state yet, or a damaged one."""
     try:
-        with safe_open(folder / FILE, "pt") as file:
-            return Progress(**json.loads(file.metadata()["progress"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return _progress(read_metadata(folder / FILE))
+    except DataError:
         return None
 
 
@@ -75,16 +71,23 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], Prog
     path = folder / FILE
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
     try:
-        with safe_open(path, "pt") as file:
-            progress = Progress(**json.loads(file.metadata()["progress"]))
-            for key in file.keys():  # noqa: SIM118 - not a dictionary
-                group, _, name = key.partition(".")
-                parts[group][name] = file.get_tensor(key)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not a saved state, or a damaged one ({error}); delete it to start anew") from None
+        progress = _progress(read_metadata(path))
+        for key, tensor in read_safetensors(path).items():
+            group, _, name = key.partition(".")
+            parts[group][name] = tensor
+    except (KeyError, DataError) as error:
+        if not path.exists():
+            raise
+        why = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: not a saved state, or a damaged one ({why}); delete it to start anew") from None
     return parts["model"], parts["optimizer"], progress
+
+
+def _progress(metadata: Mapping[str, str]) -> Progress:
+    try:
+        return Progress(**json.loads(metadata["progress"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"its progress cannot be read ({error})") from None
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -106,6 +106,10 @@ class Audio(Modality):
         """Length of the window to read, in whole spectrogram frames."""
         return self.config.frames / FRAME_RATE
 
+    def without_augmentation(self) -> Audio:
+        """Samples hold no masks; see `Modality.without_augmentation`."""
+        return Audio(self.name, self.config.model_copy(update={"time_masks": 0, "freq_masks": 0}))
+
     def decode_settings(self) -> dict[str, Any]:
         """How clips are decoded: what a cache of decoded clips has to know."""
         return {"rate": self.config.rate}
@@ -173,7 +177,9 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """int16 [B, N] -> [B, T, F], T = N / hop."""
-        parts = waveform.split(max(1, AT_ONCE // waveform.shape[1]))
+        # an exported graph serves any batch size: it cannot depend on their number
+        whole = torch.compiler.is_exporting()
+        parts = [waveform] if whole else waveform.split(max(1, AT_ONCE // waveform.shape[1]))
         with torch.autocast(waveform.device.type, enabled=False):
             return torch.cat([self._transform(part) for part in parts])
 

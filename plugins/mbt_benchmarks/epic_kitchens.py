@@ -4,7 +4,9 @@ Annotation files: ``EPIC_100_train.csv``, ``EPIC_100_validation.csv``, ``EPIC_10
 ``EPIC_100_noun_classes.csv``, and ``EPIC_100_video_info.csv`` for folders of frames. Media, anywhere below the folder:
 
 - ``VIDEO.mp4``, untrimmed: start and end cut each action out of it;
-- ``.../rgb_frames/VIDEO/frame_0000000001.jpg`` and, for the sound, ``VIDEO.wav`` or ``VIDEO.mp4``;
+- ``.../rgb_frames/VIDEO/frame_0000000001.jpg`` and, for the sound, ``VIDEO.wav``, ``EPIC_audio.hdf5`` with a data set
+  for each video, or ``VIDEO.mp4``;
+- ``.../flow_frames/VIDEO/u/frame_0000000001.jpg`` and ``v``;
 - ``NARRATION_ID.mp4``, already cut.
 """
 
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mbt_benchmarks.annotations import find_file, need_file, read_records, seconds, whole_number
 from mbt_benchmarks.media import MediaFolder
 from mbt_core.errors import ConfigError, DataError
 from mbt_core.hookspecs import BuiltData
+from mbt_core.media import recordings
+from mbt_core.media.folders import numbering
 
 FILES = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 TASKS = ("verb", "noun")
@@ -63,8 +67,12 @@ def _media(
     videos = dict.fromkeys(row["video_id"] for row in rows)
     folder = MediaFolder.listed(root, set(videos))
     frames = {video: path for video in videos if (path := _frame_folder(folder, video))}
-    columns: dict[str, list[Any]] = {name: [] for name in ("path", "start", "end", "rgb", "audio", "fps")}
-    rates = _frame_rates(annotations, frames)
+    flows = {video: path for video in videos if (path := _flow_folder(folder, video))}
+    recorded = {key: f"{path}/{key}" for path in folder.archives for key in recordings(str(root / path))}
+    info = _video_info(annotations, [*frames, *flows])
+    flow_rates = {video: _flow_rate(root / path, info[video]) for video, path in flows.items()}
+    names = ("path", "start", "end", "rgb", "audio", "fps", "flow", "flow.fps")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
     for row in rows:
         video, where = row["video_id"], row["narration_id"]
         cut = folder.videos.get(where, [""])[0]
@@ -73,13 +81,17 @@ def _media(
         columns["start"].append(None if cut else seconds(row["start_timestamp"], where))
         columns["end"].append(None if cut else seconds(row["stop_timestamp"], where))
         columns["rgb"].append(cut or frames.get(video) or movie)
-        columns["audio"].append(cut or sound or movie)
-        columns["fps"].append(None if cut or video not in frames else rates[video])
-    apart = bool(frames) or any(folder.sounds.get(video) for video in videos)
-    unused = ("path",) if apart else ("rgb", "audio", "fps")
+        columns["audio"].append(cut or sound or recorded.get(video) or movie)
+        columns["fps"].append(None if cut or video not in frames else info[video].fps)
+        columns["flow"].append("" if cut else flows.get(video, ""))  # start and end are those of all the row's files
+        columns["flow.fps"].append(None if cut else flow_rates.get(video))
+    apart = bool(frames) or any(folder.sounds.get(video) or video in recorded for video in videos)
+    unused = {"path"} if apart else {"rgb", "audio"}
+    unused |= (set() if frames else {"fps"}) | (set() if flows else {"flow", "flow.fps"})
     kept = {name: cells for name, cells in columns.items() if name not in unused}
-    notes = [f"{len(frames)} of {len(videos)} videos are folders of frames"] if frames else []
-    return kept, ("rgb", "audio") if apart else ("path",), notes
+    found = {"folders of frames": frames, "folders of flow": flows, "recordings in HDF5": recorded.keys() & videos}
+    notes = [f"{len(some)} of {len(videos)} videos are {what}" for what, some in found.items() if some]
+    return kept, tuple(name for name in ("path", "rgb", "audio", "flow") if name in kept), notes
 
 
 def _frame_folder(folder: MediaFolder, video: str) -> str:
@@ -91,16 +103,40 @@ def _frame_folder(folder: MediaFolder, video: str) -> str:
     return ""
 
 
-def _frame_rates(annotations: Path, videos: dict[str, str]) -> dict[str, float]:
-    """Video -> frames a second. Raises `DataError` for a video without."""
+def _flow_folder(folder: MediaFolder, video: str) -> str:
+    """The folder of the video's flow, with the sub-folders ``u`` and ``v``; ``""`` if there is none."""
+    for path in folder.folders.get(video, ()):
+        if all((folder.root / path / axis).is_dir() for axis in "uv"):
+            return path
+    return ""
+
+
+class _Info(NamedTuple):
+    """A line of ``EPIC_100_video_info.csv``: seconds, and frames a second."""
+
+    duration: float
+    fps: float
+
+
+def _video_info(annotations: Path, videos: list[str]) -> dict[str, _Info]:
+    """Video -> what is known of it. Raises `DataError` for a video without."""
     if not videos:
         return {}
     path = need_file(annotations, "EPIC_100_video_info.csv")
-    rates = {record["video_id"]: float(record["fps"]) for record in read_records(path, "video_id", "fps")}
-    unknown = [video for video in videos if video not in rates]
+    records = read_records(path, "video_id", "duration", "fps")
+    found = {record["video_id"]: _Info(float(record["duration"]), float(record["fps"])) for record in records}
+    unknown = [video for video in videos if video not in found]
     if unknown:
         raise DataError(f"{path} has no frame rate of {len(unknown)} videos with frames, e.g. {unknown[0]}")
-    return rates
+    return found
+
+
+def _flow_rate(folder: Path, info: _Info) -> float:
+    """Fields a second: flow was computed for every frame, or for every second or third one, as their number tells."""
+    names = numbering(str(folder / "u"))
+    fields = 0 if names is None else names.frames
+    step = min((1, 2, 3), key=lambda step: abs(fields * step / info.fps - info.duration))
+    return info.fps / step
 
 
 def _class_names(path: Path) -> list[str]:

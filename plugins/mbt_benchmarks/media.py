@@ -16,6 +16,7 @@ from mbt_core.media import MediaError
 
 VIDEOS = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".flv", ".mpg", ".mpeg", ".ts"}
 SOUNDS = {".wav", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".aac"}
+ARCHIVES = {".hdf5", ".h5"}
 ID_LENGTH = 11
 """Characters of a YouTube id."""
 SAMPLE = 32
@@ -48,12 +49,14 @@ class MediaFolder:
         root: the folder.
         videos, sounds: name -> paths.
         folders: folders whose name was asked for -> their paths; what is in them is not listed.
+        archives: HDF5 files.
     """
 
     root: Path
     videos: dict[str, list[str]] = field(default_factory=dict)
     sounds: dict[str, list[str]] = field(default_factory=dict)
     folders: dict[str, list[str]] = field(default_factory=dict)
+    archives: list[str] = field(default_factory=list)
 
     @classmethod
     def listed(cls, root: Path, folders: Collection[str] = ()) -> MediaFolder:
@@ -76,6 +79,8 @@ class MediaFolder:
                 kinds = {**dict.fromkeys(VIDEOS, found.videos), **dict.fromkeys(SOUNDS, found.sounds)}
                 if suffix.lower() in kinds and not name.startswith("."):
                     kinds[suffix.lower()].setdefault(stem, []).append(below + name)
+                if suffix.lower() in ARCHIVES and not name.startswith("."):
+                    found.archives.append(below + name)
         return found
 
 

@@ -35,7 +35,7 @@ class FlowConfig(ModalityConfig):
     preset: Literal["ultrafast", "fast", "medium"] = "medium"
     """Source video: DIS's preset, from fast and coarse to slow and exact."""
     rate: PositiveFloat = 25.0
-    """Sources npy and jpeg: stored fields a second."""
+    """Sources npy and jpeg: stored fields a second, of clips of which the manifest's column ``fps`` does not say it."""
     bound: PositiveFloat = 20.0
     """Displacements are clipped to this many pixels in both directions. Source jpeg: what the grey levels 0 and 255
     stand for."""

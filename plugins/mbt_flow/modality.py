@@ -97,7 +97,7 @@ class Flow(Modality):
 
     def duration(self, clip: Clip) -> float | None:
         """Seconds of the video, or of the stored fields."""
-        return super().duration(clip) if self.config.source == "video" else clip.shape[1] / self.config.rate
+        return super().duration(clip) if self.config.source == "video" else clip.shape[1] / self._rate(clip)
 
     def decode_settings(self) -> dict[str, Any]:
         """See `Modality.decode_settings`."""
@@ -139,13 +139,17 @@ class Flow(Modality):
             raise MediaError(
                 f"{clip.name}: an array of {list(clip.shape)}, expected [2, fields, height, width], or u and v of each"
             )
-        index = np.clip(np.floor(times * config.rate + 1e-6), 0, clip.shape[1] - 1).astype(int)
+        index = np.clip(np.floor(times * self._rate(clip) + 1e-6), 0, clip.shape[1] - 1).astype(int)
         field = clip.array(index.tolist())
         if config.source == "jpeg":
             field = (field - NO_MOTION) * np.float32(2 * config.bound / LEVELS)
         if not np.isfinite(field).all():
             raise MediaError(f"{clip.name}: some displacements are missing or infinite; repair the file")
         return field.transpose(1, 2, 3, 0)
+
+    def _rate(self, clip: Clip) -> float:
+        """Stored fields a second."""
+        return clip.frame_rate or self.config.rate
 
     def blank(self) -> Tensor:
         """No motion; see `Modality.blank`."""

@@ -112,6 +112,11 @@ class Rgb(Modality):
         """Length of the window to read; None: the whole clip."""
         return self.config.span
 
+    def without_augmentation(self) -> Rgb:
+        """Samples are frames of the input's size alone; see `Modality.without_augmentation`."""
+        off = {"scale_jitter": None, "colour_jitter": 0.0, "colour_drop": 0.0}
+        return Rgb(self.name, self.config.model_copy(update=off))
+
     def decode_settings(self) -> dict[str, Any]:
         """How clips are decoded: what a cache of decoded clips has to know."""
         return {"short_side": self.config.decoded_side}

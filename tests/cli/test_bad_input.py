@@ -9,7 +9,7 @@ import pytest
 
 from small import clips_of, mbt, tiny_sets
 
-TRAIN_KEYS = "accumulate, batch_size, betas, clip_grad, compile"
+TRAIN_KEYS = "accumulate, batch_size, betas, cache_limit, cache_lower"
 KINDS = "audio, flow, rgb, signal, text"
 HEADER = "id,path,label,split\n"
 EXPECTED = "expected a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
@@ -118,6 +118,12 @@ RECIPES = {
     "list.yaml": ("- a\n", "expected KEY: VALUE at the top, came list"),
     "names.yaml": ("modalities: [rgb]\n", "modalities: expected NAME: settings, came ['rgb']"),
     "value.yaml": ("modalities: {rgb: 3}\n", "modalities.rgb: expected settings as KEY: VALUE, came 3"),
+    "endless.yaml": ("data: &d {root: *d}\n", "not valid YAML: an alias stands within what it is an alias of, in ..., "
+                     "line 1, column 7: ..."),
+    "bomb.yaml": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20)),
+                  "not valid YAML: its aliases make more than 100,000 values of it"),
+    "deep.yaml": ("a: " + "[" * 2000, "not valid YAML: too many brackets within brackets"),
+    "date.yaml": ("a: 2020-02-31\n", "not valid YAML: day is out of range for month"),
 }  # fmt: skip
 FLAGS = {
     # arguments of `mbt train`: what is said

@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from mbt_cli.output import print_json, show, table
+from mbt_core.run import load
 from small import clips_of, mbt, read_csv, tiny_sets, write_csv
 
 
@@ -29,7 +30,7 @@ def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
     assert said[1].startswith("the decoded clips of 36 rows are kept in memory: ")
     assert said[2] == "run folder run"
     assert [line.split("  val: ")[0] for line in said if "val:" in line] == ["step 3", "step 6"]
-    assert said[-2].startswith("step 6/6  loss ")
+    assert said[-3].startswith("step 6/6  loss ")
     shown = columns(done.out)
     assert done.out.startswith("test split, run\n")
     assert shown[0] == ["metric", "fused", "rgb", "audio"]
@@ -64,10 +65,27 @@ def test_flags_for_common_settings(demo, tmp_path):
     assert report["examples"] == 9
 
 
+@pytest.mark.parametrize("tune", ["fused", "head"])
+def test_lower_layers_computed_once(tune, demo, tmp_path, monkeypatch):
+    """Its results are those of the whole model, as `mbt eval` finds them."""
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    done = mbt("train", "--data", demo, "-m", "rgb,audio", "--out", "run", "--tune", tune, "--cache-lower", *flags())
+    assert done.code == 0, done.err
+    where = {"fused": "layer 1", "head": "the head"}[tune]
+    assert f"the tokens that enter {where} are computed once and kept in {tmp_path / 'cache' / 'lower'}" in done.err
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 45
+    whole = json.loads(mbt("eval", "run", "--json").out)["metrics"]
+    assert load("run").results["loss"] == pytest.approx(whole["loss"], rel=0.01)
+    refused = mbt("train", "--data", demo, "-m", "rgb,audio", "--cache-lower", *flags())
+    assert refused.code == 2
+    assert "is trained, and lies below the fusion layer 1" in refused.err
+    assert mbt("train", "--resume", "run", "--cache-lower").code == 2
+
+
 def test_eval(run, demo):
     done = mbt("eval", run.path, "--json")
     document = json.loads(done.out)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, f"wrote {run.path / 'report.html'}\n")
     assert list(document) == ["split", "examples", "failed", "metrics"]
     assert (document["split"], document["examples"], document["failed"]) == ("test", 9, 0)
     assert document["metrics"] == pytest.approx(run.results, abs=1e-5)

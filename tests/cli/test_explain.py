@@ -51,7 +51,9 @@ def test_writes_a_page_and_says_where_the_relevance_is(run, clip, tmp_path):
         assert word in done.stdout
     page = out.read_text(encoding="utf-8")
     assert "clip.npy" in page
-    assert "Attention rollout" in page
+    assert "What each token adds to the others in all layers" in page
+    assert call(run, clip, "--out", out, "--method", "rollout").exit_code == 0
+    assert "Attention rollout" in out.read_text(encoding="utf-8")
 
 
 def test_a_bad_file_does_not_stop_the_others(run, clip, tmp_path):

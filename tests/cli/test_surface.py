@@ -15,15 +15,20 @@ from small import mbt
 SURFACE = {
     "": "--debug --help --version",
     "train": "--modalities --recipe --data --set --out --resume --device --devices --nodes --parallel --precision"
-    " --show-init --tune --quiet --help",
+    " --show-init --tune --cache-lower --quiet --help",
     "eval": "RUN --data --split --views --subsets --device --json --help",
     "predict": "RUN FILES --top --every --device --json --help",
     "explain": "RUN FILES --out --method --label --task --top --device --help",
+    "report": "RUN --help",
     "bench": "--recipe --set --modalities --device --batch-size --seconds --plot --json --help",
     "embed": "RUN --out --data --split --views --device --help",
     "compare": "--over --preset --seeds --modalities --recipe --data --set --out --device --dry-run --json --quiet",
-    "transfer": "--init --modalities --data --seeds --fractions --tune --recipe --set --out --device --dry-run --json",
+    "transfer": "--init --modalities --data --seeds --fractions --tune --cache-lower --recipe --set --out --device"
+    " --dry-run --json",
     "convert scenic": "CHECKPOINT --out --labels --set --help",
+    "convert onnx": "RUN --out --modalities --preprocessed --help",
+    "convert torch-export": "RUN --out --modalities --preprocessed --help",
+    "serve": "RUN --host --port --max-bytes --max-seconds --timeout --readers --device --help",
     "data demo": "--out --help",
     "data build": "NAME --annotations --media --out --subset --seed --json --help",
     "data pack": "DATA --out --fps --part --help",

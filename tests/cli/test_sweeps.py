@@ -2,11 +2,15 @@
 
 import json
 import shlex
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
-from small import mbt, write_csv
+from mbt_core.training.state import FILE, read_progress
+from small import mbt, read_csv, write_csv
 
 TINY = (
     "model.backbone={dim: 16, depth: 2, heads: 2}",
@@ -51,6 +55,40 @@ def test_compare_trains_shows_and_goes_on(flags, tmp_path):
     more = mbt(*grid, "--seeds", 2, "--dry-run")
     assert len(more.out.splitlines()) == 3
     assert all("seed=1" in line for line in more.out.splitlines())
+
+
+@pytest.mark.slow  # a process of its own, killed
+def test_killed_and_started_again_it_loses_nothing(flags, tmp_path):
+    grid = ["compare", "--preset", "modalities", *flags, "--set", "train.steps=400", "--set", "train.eval_every=10"]
+    grid = [*map(str, grid), "--out", str(tmp_path / "sweep")]
+    first, second, third = (
+        tmp_path / "sweep/cells" / f"modalities={n},seed=0" for n in ("accel", "gyro", "accel+gyro")
+    )
+    process = subprocess.Popen([sys.executable, "-m", "mbt_cli", *grid], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 240
+    while not (second / "state" / FILE).exists() and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    said = process.communicate()[1]
+    assert (second / "state").exists(), said
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    reached = read_progress(second / "state")
+    assert read_progress(first / "state").finished
+    assert reached is None or not reached.finished
+    assert not third.exists()
+
+    done = mbt(*grid)
+    assert done.code == 0, done.err
+    assert "3 cells, 1 finished already" in done.err
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    unbroken = mbt(*grid[:-1], tmp_path / "unbroken")
+    assert unbroken.code == 0, unbroken.err
+    killed, whole = (read_csv(tmp_path / name / "results.csv") for name in ("sweep", "unbroken"))
+    for rows in (killed, whole):
+        for row in rows:
+            assert row.pop("status") == "finished"
+            row.pop("clips_per_second")
+    assert killed == whole
 
 
 def test_a_printed_command_trains_a_cell(flags, tmp_path):
@@ -100,6 +138,9 @@ def test_transfer_from_an_earlier_run(flags, tmp_path):
     assert len(document["effects"][0]["differences"]) == 2
     default = mbt("transfer", "--init", f"none,{tmp_path / 'run'}", *flags, "--dry-run", "--out", tmp_path / "more")
     assert len(default.out.splitlines()) == 24
+    kept = mbt(*study[:-1], tmp_path / "kept", "--tune", "head,all", "--cache-lower", "--dry-run").out.splitlines()
+    assert len(kept) == 8
+    assert all(("train.tune=head" in line) == ("train.cache_lower=true" in line) for line in kept)
 
 
 def test_transfer_wants_numbers(flags):

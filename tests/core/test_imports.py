@@ -14,18 +14,20 @@ ROOT = Path(mbt_core.__file__).parent
 REPOSITORY = Path(__file__).parents[2]
 FLOORS = (
     {"errors", "version"},
-    {"files", "hookspecs", "media", "picture", "schema", "tokens"},
-    {"builtin", "kernels", "patch", "plugins"},
+    {"files", "hub"},
+    {"remote"},
+    {"hookspecs", "media", "picture", "schema", "tokens"},
+    {"builtin", "kernels", "page", "patch", "plugins"},
     {"config", "modality", "settings"},
     {"data", "recipes"},
     {"model"},
     {"pretrained"},
-    {"conformance", "evaluate", "measure", "scaffold"},
+    {"card", "conformance", "evaluate", "measure", "scaffold"},
     {"explain"},
     {"training"},
-    {"resolve"},
+    {"report", "resolve"},
     {"run"},
-    {"export", "sweep"},
+    {"export", "serve", "sweep"},
 )
 FOR_PLUGINS = ("config", "data.manifest", "errors", "hookspecs", "kernels", "media", "modality", "model.fusion")
 FOR_PLUGINS += ("patch", "picture", "schema", "tokens", "version")

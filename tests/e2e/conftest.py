@@ -1,8 +1,8 @@
 import pytest
 
-from small_fixtures import demo, run
+from small_fixtures import demo, demo_run, run
 
-__all__ = ["demo", "elsewhere", "run"]
+__all__ = ["demo", "demo_run", "elsewhere", "run"]
 
 
 @pytest.fixture(autouse=True)

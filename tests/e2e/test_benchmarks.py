@@ -8,9 +8,13 @@ import media_files
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 
 import small
+from mbt_core import Window
+from range_server import serving
+from toy.fleet import evaluate, run_fleet
 
 pytestmark = pytest.mark.slow
 
@@ -133,13 +137,13 @@ def test_from_annotations_to_metrics(tmp_path, name):
     sets = [word for setting in TINY for word in ("--set", setting)]
     mbt("train", "--recipe", recipe, "--data", manifest, "--out", run, *sets)
     of_files = mbt("eval", run, "--data", manifest, "--json")
-    table = pq.read_table(run / "predictions.parquet")
+    table = pq.read_table(run / f"eval-manifest-{split}/predictions.parquet")
     of_shards = mbt("eval", run, "--data", shards, "--json")
     assert of_files["split"] == split
     assert (of_files["examples"], of_files["failed"]) == (of_shards["examples"], of_shards["failed"])
     assert of_files["metrics"].keys() == of_shards["metrics"].keys()
     logits = "logits" if "label" in classes else "verb/logits"
-    again = pq.read_table(run / "predictions.parquet")
+    again = pq.read_table(run / f"eval-shards-{split}/predictions.parquet")
     for mine, theirs in zip(again[logits].to_pylist(), table[logits].to_pylist(), strict=True):
         assert (mine is None) == (theirs is None)
         if mine is not None:
@@ -173,24 +177,117 @@ def by_hand(name, metrics, table):
             assert metrics[f"action/top5{source}"] >= metrics[f"action/top1{source}"]
 
 
-def test_reading_processes_change_nothing(tmp_path):
-    from mbt_core.run import load
-
-    audioset(tmp_path)
-    manifest, shards, run = tmp_path / "manifest.parquet", tmp_path / "shards", tmp_path / "run"
-    mbt("data", "build", "audioset", "--annotations", tmp_path, "--media", tmp_path / "media", "--out", manifest)
-    mbt("data", "pack", manifest, "--out", shards)
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """A run on AudioSet, its manifest, and that packed."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    audioset(folder)
+    manifest, shards, run = folder / "manifest.parquet", folder / "shards", folder / "run"
+    mbt("data", "build", "audioset", "--annotations", folder, "--media", folder / "media", "--out", manifest)
+    mbt("data", "pack", manifest, "--out", shards, "--quality", 95, "--shard-size", 8)
     sets = [word for setting in TINY for word in ("--set", setting)]
     mbt("train", "--recipe", "audioset-mini", "--data", manifest, "--out", run, *sets)
+    return run, manifest, shards
+
+
+def read_by(run, data, workers):
+    """Metrics, failed rows and fused logits of an evaluation in this process."""
+    from mbt_core.run import load
+
     opened = load(run)
-    for data in (manifest, shards):
-        found = []
-        for workers in (0, 1, 2):
-            opened.experiment.data.workers = workers
-            found.append(opened.evaluate(data, device="cpu")[1][("rgb", "audio")])
-        assert all(one.metrics() == found[0].metrics() for one in found)
-        assert all(one.failed.keys() == found[0].failed.keys() for one in found)
-        assert len(found[0].failed) == 2
+    opened.experiment.data.workers = workers
+    found = opened.evaluate(data, device="cpu")[1]["rgb", "audio"]
+    return found.metrics(), sorted(found.failed), found.logits[""]["label"]
+
+
+def test_neither_files_nor_processes_change_the_metrics(evaluated, tmp_path, monkeypatch):
+    """From videos, shards and shards by URL, with 0, 1 and 2 reading processes, in 1 and 2 processes."""
+    run, manifest, shards = evaluated
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    expected = {}
+    with serving(shards.parent) as served:
+        for data in (manifest, shards, f"{served.url}/shards"):
+            metrics, failed, logits = expected[data] = read_by(run, data, 0)
+            assert len(failed) == 2
+            for workers in (1, 2):
+                again = read_by(run, data, workers)
+                assert again[:2] == (metrics, failed)
+                assert again[2].equal(logits)
+            for workers in (1,) if "://" in str(data) else (0, 2):
+                out = tmp_path / "two.json"
+                ended = run_fleet(2, evaluate, run, str(data), workers, out, timeout=200.0)
+                assert [one.code for one in ended] == [0, 0], ended[0].said
+                found = json.loads(out.read_text())
+                assert found["failed"] == failed
+                assert found["metrics"] == pytest.approx(metrics, abs=1e-6)
+                out.unlink()
+    videos, packed, far = expected.values()
+    assert far[0] == packed[0]
+    np.testing.assert_allclose(packed[2], videos[2], atol=0.02)
+    assert packed[0]["loss"] == pytest.approx(videos[0]["loss"], rel=1e-3)
+    for metric, value in videos[0].items():  # the packed sound is that of the file, bit for bit
+        assert packed[0][metric] == pytest.approx(value, abs=1e-6 if "[audio]" in metric else 0.1)
+
+
+def test_metrics_are_those_of_a_plain_loop(evaluated):
+    """Clip by clip and view by view, with scikit-learn's average precision and nothing of loader or evaluator."""
+    from mbt_core.config import DataConfig
+    from mbt_core.data.manifest import Manifest
+    from mbt_core.media import MediaError, exists, open_clip
+    from mbt_core.run import load
+
+    run, path, shards = evaluated
+    for data in (path, shards):
+        opened = load(run)
+        model = opened.model
+        reads = {name: m.reads for name, m in model.modalities.items()}
+        manifest = Manifest.read(data, reads, DataConfig())
+        prepare = {name: m.preprocessor().eval() for name, m in model.modalities.items()}
+        logits, targets, rows = {"": [], "rgb": [], "audio": []}, [], []
+        for index in manifest.rows("test"):
+            source = manifest.row(index).sources["rgb"]
+            if source is None or not exists(source.path):
+                continue
+            views = []
+            try:
+                with open_clip(source.path) as clip:
+                    for view in range(4):
+                        inputs = {}
+                        for name, modality in model.modalities.items():
+                            start = view / 3 * max(0.0, clip.duration_of(modality.reads) - modality.seconds)
+                            sample = modality.read(clip, Window(start, start + modality.seconds), None)
+                            inputs[name] = prepare[name](modality.collate([sample]))
+                        with torch.inference_mode():
+                            out = model(inputs)
+                        views.append({"": out.logits, **out.modality_logits})
+            except MediaError:
+                continue
+            for name, found in logits.items():
+                found.append(torch.stack([view[name][0] for view in views]).mean(0).numpy())
+            targets.append(manifest.labels["label"].target(index))
+            rows.append(index)
+        metrics, failed, _ = read_by(run, data, 0)
+        assert len(rows) == len(manifest.rows("test")) - len(failed) == 8
+        target = np.stack(targets)
+        used = target.any(0)
+        for name, found in logits.items():
+            expected = average_precision_score(target[:, used], np.stack(found)[:, used], average="macro")
+            assert metrics[f"mAP[{name}]" if name else "mAP"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_training_from_a_server_is_training_from_here(evaluated, tmp_path, monkeypatch):
+    _, _, shards = evaluated
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    sets = [word for setting in (*TINY, "data.workers=1") for word in ("--set", setting)]
+    with serving(shards.parent) as served:
+        url = f"{served.url}/shards"
+        for name, data in (("here", shards), ("there", url)):
+            mbt("train", "--recipe", "audioset-mini", "--data", data, "--out", tmp_path / name, *sets)
+        assert mbt("data", "check", url, "--json")["classes"] == {"label": 527}
+        assert small.mbt("data", "pack", url, "--out", tmp_path / "again").code == 2
+        again = mbt("eval", tmp_path / "there", "--json")  # its configuration names the URL
+    assert (tmp_path / "there/model.safetensors").read_bytes() == (tmp_path / "here/model.safetensors").read_bytes()
+    assert again["metrics"] == mbt("eval", tmp_path / "here", "--json")["metrics"]
 
 
 def test_vggsounder_judges_a_model_of_vggsound(tmp_path):
@@ -205,4 +302,4 @@ def test_vggsounder_judges_a_model_of_vggsound(tmp_path):
     found = mbt("eval", tmp_path / "run", "--data", tmp_path / "vggsounder.csv", "--json")
     assert found["examples"] == 8
     assert 0 < found["metrics"]["mAP"] <= 1
-    assert np.sum(pq.read_table(tmp_path / "run/predictions.parquet")["target"].to_pylist()) == 16
+    assert np.sum(pq.read_table(tmp_path / "run/eval-vggsounder-test/predictions.parquet")["target"].to_pylist()) == 16

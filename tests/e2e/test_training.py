@@ -229,6 +229,9 @@ def test_loggers(demo, tmp_path):
     events = b"".join(path.read_bytes() for path in (run.path / "tensorboard").glob("events*"))
     for tag in (b"train/loss", b"train/lr", b"val/kind/top1", b"test/sum/top1[rgb]"):
         assert tag in events
+    for tag in (b"kind/Confusion", b"sum/Calibration", b"hardest/1", b"attention/1"):
+        assert tag in events
+    assert events.count(b"\x89PNG") > 8
     assert not (run.path / "metrics.jsonl").exists()
 
 

@@ -264,7 +264,7 @@ def test_epic_kitchens_out_of_untrimmed_videos(tmp_path):
     manifest, rows = rows_of(tmp_path / "m.parquet")
     assert manifest.classes == {"verb": ["take", "put"], "noun": ["tap", "extract:vanilla"]}
     row = rows["P01_01_0"]
-    assert (row.start, row.end, row.labels, row.fps) == (0.4, 1.0, {"verb": "put", "noun": "tap"}, None)
+    assert (row.start, row.end, row.labels, row.fps) == (0.4, 1.0, {"verb": "put", "noun": "tap"}, {})
     assert rows["P02_03_0"].sources["rgb"] is None
     assert rows["P02_03_0"].start == 62.5
 
@@ -285,10 +285,39 @@ def test_epic_kitchens_out_of_frames_and_sound(tmp_path):
     row = rows["P01_01_1"]
     assert row.sources["rgb"].path == str(frames)
     assert row.sources["audio"].path == str(tmp_path / "media/P01_01.wav")
-    assert row.fps == 10.0
-    with open_clip(row.sources["rgb"].path, fps=row.fps) as clip:
+    assert row.rate(["rgb"]) == 10.0
+    with open_clip(row.sources["rgb"].path, fps=10.0) as clip:
         assert media_files.shown(clip.frames([row.start, row.end])) == [10, 16]
     assert rows["P02_03_0"].sources == {"rgb": None, "audio": None}
+
+
+def test_epic_kitchens_sound_in_one_file_and_flow_at_half_the_rate(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    annotations = epic(tmp_path / "a")
+    lines = ["video_id,duration,fps,resolution", "P01_01,2.0,10.0,64x48", "P02_03,63.0,8.0,64x48"]
+    (annotations / "EPIC_100_video_info.csv").write_text("\n".join(lines) + "\n")
+    movie(tmp_path / "media/P02_03.MP4", 1.0)
+    for video, fields in (("P01_01", 10), ("P02_03", 504)):
+        for axis in "uv":
+            folder = tmp_path / f"media/flow_frames/{video}/{axis}"
+            folder.mkdir(parents=True)
+            media_files.write_image(folder / "frame_0000000001.jpg", media_files.counting(1)[0], "yuvj420p")
+            for i in range(2, fields + 1):
+                (folder / f"frame_{i:010d}.jpg").symlink_to(folder / "frame_0000000001.jpg")
+    with h5py.File(tmp_path / "media/EPIC_audio.hdf5", "w") as file:
+        file["P01_01"] = media_files.sine(2.0, 24000)[0]
+    report = build_manifest("epic-kitchens-100", annotations, tmp_path / "media", tmp_path / "m.parquet")
+    assert "1 of 2 videos are recordings in HDF5" in report.notes
+    manifest = Manifest.read(tmp_path / "m.parquet", {**READS, "flow": "array"}, DataConfig(val_fraction=0))
+    rows = {manifest.row(i).id: manifest.row(i) for i in range(len(manifest))}
+    sound, flow = (rows["P01_01_0"].sources[name].path for name in ("audio", "flow"))
+    assert sound == str(tmp_path / "media/EPIC_audio.hdf5/P01_01")
+    assert rows["P02_03_0"].sources["audio"].path == str(tmp_path / "media/P02_03.MP4")
+    assert [rows[name].rate(["flow"]) for name in ("P01_01_0", "P02_03_0")] == [5.0, 8.0]
+    with open_clip(flow, fps=rows["P01_01_0"].rate(["flow"])) as clip:
+        assert (clip.frame_rate, clip.shape) == (5.0, (2, 10, 48, 64))
+    with open_clip(sound) as clip:
+        assert clip.duration == 2.0
 
 
 def test_epic_kitchens_needs_the_rate_of_frames(tmp_path):

@@ -219,6 +219,19 @@ def test_jpegs_are_near(tmp_path):
     assert np.abs(sample[:, 0].numpy() - expected).mean() < 0.5
 
 
+def test_the_rate_of_stored_fields_may_differ_from_clip_to_clip(tmp_path):
+    levels = np.arange(20, dtype=np.float32)[:, None, None] * np.ones((2, 1, 48, 64), np.float32)
+    np.save(tmp_path / "a.npy", levels)
+    rows = ["id,flow,flow.fps,fps,start,end,label", "a,a.npy,5,50,1,2,x", "b,a.npy,,50,1,2,x", "c,a.npy,10,50,1,2,x"]
+    (tmp_path / "m.csv").write_text("\n".join(rows) + "\n")
+    modality = flow(**STORED | {"frames": 1, "seconds": 1.0, "rate": 4.0, "bound": 50.0})
+    manifest = Manifest.read(tmp_path / "m.csv", {"flow": "array"}, DataConfig())
+    dataset = ClipDataset(manifest, {"flow": modality}, {}, config=DataConfig(), seed=0, training=False)
+    scale = modality.config.scaled_side / 48  # displacements are in pixels of the scaled picture
+    found = [dataset[Draw(0, i)][0].samples["flow"].float().mean().item() / scale for i in range(3)]
+    assert found == pytest.approx([7, 6, 15], rel=0.01)  # at 1.5 s
+
+
 @pytest.mark.parametrize("shape", [(3, 5, 8, 8), (2, 8, 8), (2, 0, 8, 8)])
 def test_arrays_of_other_shapes(tmp_path, shape):
     np.save(tmp_path / "a.npy", np.zeros(shape, np.float32))

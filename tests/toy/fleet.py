@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import multiprocessing
 import os
 import signal
@@ -109,6 +110,32 @@ def train_impatiently(*args: Any) -> None:
 
     processes.PATIENCE, processes.BEAT = 3.0, 0.2
     train(*args)
+
+
+def train_with_cache(cache: Path, *args: Any) -> None:
+    """`train`, with `$MBT_CACHE` in a folder: what the forking process was started with is not this test's."""
+    os.environ["MBT_CACHE"] = str(cache)
+    train(*args)
+
+
+def evaluate(run: Path, data: str, workers: int, out: Path) -> None:
+    """Evaluates a run on the test split in one of several processes; the first one writes the metrics."""
+    from mbt_core.data.source import open_manifest, other_data
+    from mbt_core.run import Hardware, load
+    from mbt_core.training.evaluation import evaluate_split
+    from mbt_core.training.processes import together
+
+    opened = load(run)
+    opened.experiment.data.workers = workers
+    manifest = open_manifest(
+        other_data(opened.experiment.data, data), opened.model.modalities, opened.model.config.head
+    )
+    with together(Hardware("cpu"), opened.experiment.train.precision) as team:
+        found = evaluate_split(opened.experiment, opened.model, manifest, "test", team, None, (), None, None)
+        if team.is_first:
+            (evaluation,) = found.values()
+            about = {"metrics": evaluation.metrics(), "failed": sorted(evaluation.failed)}
+            out.write_text(json.dumps(about))
 
 
 def write_series(folder: Path, count: int) -> Path:

@@ -78,8 +78,8 @@ class Bottleneck(Fusion):
     ) -> tuple[Tensor, Tensor]:
         mask = key_mask([(x_BND, masks[name]), (z_BZD, None)])
         y = blocks[name](torch.cat((x_BND, z_BZD), 1), mask=mask, record=recorder(record, name))
-        N = x_BND.shape[1]
-        return y[:, :N], y[:, N:]
+        own, proposal = y.split((x_BND.shape[1], z_BZD.shape[1]), 1)  # one gradient, where two slices have two
+        return own, proposal
 
     def sources(self, streams: Streams, name: str) -> list[tuple[str, int]]:
         own = super().sources(streams, name)

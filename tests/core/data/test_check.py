@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import media_files
 import numpy as np
 import pytest
 
-from core.data.fakes import Fake, FakeConfig, Series, four, read, write_csv, write_data
+from core.data.fakes import Fake, FakeConfig, Pictures, Series, Sound, four, read, write_csv, write_data
 from mbt_core import ModalitySpec, hookimpl, registry
-from mbt_core.data.check import check, fit_modalities
+from mbt_core.data.check import _sample, check, fit_modalities
 from mbt_core.errors import DataError
+from mbt_core.media import open_clip
 
 
 @pytest.fixture
@@ -52,6 +55,26 @@ def test_report(data: Path) -> None:
     assert (array["sizes"], array["seconds"]) == ({"1x5": 4}, None)
     assert "4.mp4" in pictures["problems"][0]
     assert test["modalities"]["a"]["problems"] == [f"{data.parent / '5.npy'}: there is no such file"]
+
+
+def test_a_file_of_many_rows_is_opened_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"id": f"r{i}", "path": f"{i % 2}.mp4", "a": "", "w": "x", "label": "a", "split": "", "start": start}
+        for i, start in enumerate((0.0, 0.1, 0.2, 0.3, 0.4, 0.9))
+    ]
+    opened: list[str] = []
+
+    def counting(path: str, **options: Any) -> Any:
+        opened.append(Path(path).name)
+        return open_clip(path, **options)
+
+    monkeypatch.setattr("mbt_core.data.check.open_clip", counting)
+    report = check(read(write_csv(data.parent / "long.csv", rows), four(), val_fraction=0.0))
+    assert sorted(opened) == ["0.mp4", "1.mp4"]
+    found = report["splits"]["train"]["modalities"]
+    assert (found["p"]["present"], found["p"]["unreadable"]) == (5, 1)  # 1.mp4 is 0.8 s long
+    assert (found["s"]["present"], found["s"]["absent"]) == (3, 3)
+    assert "a row starts at 0.9 s, but it is only 0.8 s long" in found["p"]["problems"][0]
 
 
 def test_limit_and_choice(data: Path) -> None:
@@ -123,6 +146,19 @@ def test_fit_reads_train_only(tmp_path: Path, level: Any) -> None:
     assert sorted(map(repr, Level.spans)) == ["None", "Window(start=1.0, stop=5.0)"]
     given = level(level=0.5)
     assert fit_modalities(read(path, {"a": Level("a", None)}), {"a": given})["a"] is given
+
+
+def test_an_open_end_is_that_of_the_modality(tmp_path: Path) -> None:
+    media_files.write_media(tmp_path / "m.mkv", media_files.counting(25), media_files.sine(0.4, 16000))
+    row = {"id": "a", "path": "m.mkv", "start": 0.2, "label": "x"}
+    modalities = {"p": Pictures("p"), "s": Sound("s")}
+    manifest = read(write_csv(tmp_path / "m.csv", [row]), modalities, val_fraction=0.0)
+    ends = {}
+    for name, modality in modalities.items():
+        with ExitStack() as stack:
+            ((_, window),) = _sample(manifest, modality, 60.0, stack)
+            ends[name] = window.stop
+    assert ends == pytest.approx({"p": 1.0, "s": 0.4}, abs=0.1)
 
 
 def test_fit_takes_the_same_64_clips_every_time(tmp_path: Path, level: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from core.data.fakes import write_csv, write_movie
 from mbt_core.config import DataConfig
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.missing import check_missing
 from mbt_core.errors import ConfigError, DataError
 
 READS = {"p": "frames", "s": "waveform", "a": "array", "w": "text"}
@@ -89,7 +90,7 @@ def test_confine_follows_symbolic_links(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"link\.mp4 leaves the root"):
         found.row(0)
     with pytest.raises(DataError, match=r"link\.mp4 leaves the root"):
-        found.check_missing("train", 1.0)
+        check_missing(found, "train", 1.0)
     assert found.row(1).sources["p"].path == os.path.realpath(data / "inside.mp4")
 
 
@@ -188,17 +189,17 @@ def test_missing_files(tmp_path: Path) -> None:
         (tmp_path / f"{i}.mp4").write_text("x")
         (tmp_path / f"{i}.npy").write_text("x")
     found = read(tmp_path, rows, {"p": "frames", "s": "waveform", "a": "array"})
-    whole = found.check_missing("train", 0.0)
+    whole = check_missing(found, "train", 0.0)
     assert (whole.named, whole.missing) == (150, 0)
     for i in (3, 8, 50):
         (tmp_path / f"{i}.mp4").unlink()
     (tmp_path / "8.npy").unlink()
-    losses = found.check_missing("train", 0.04)
+    losses = check_missing(found, "train", 0.04)
     assert (losses.named, losses.missing) == (150, 4)
     with pytest.raises(
         DataError, match=r"split train: 4 of 150 named files are missing, more than the 1\.00%"
     ) as error:
-        found.check_missing("train", 0.01)
+        check_missing(found, "train", 0.01)
     assert sum(line.endswith(": there is no such file") for line in str(error.value).splitlines()) == 3
     assert str(tmp_path / "3.mp4") in str(error.value)
 
@@ -224,7 +225,7 @@ def test_rows_that_name_nothing_are_not_trained_on_nor_counted_as_broken(tmp_pat
     assert found.rows("train").tolist() == list(range(6))
     assert found.usable("train").tolist() == [0, 2, 4]
     assert found.balanced_weights("train").tolist() == [0.75, 0.75, 1.5]
-    losses = found.check_missing("train", 0.0)
+    losses = check_missing(found, "train", 0.0)
     losses.add([(1, "row '1': all its cells are empty"), (3, "row '3': all its cells are empty")])
     assert (losses.named, losses.unreadable) == (3, {})
     with pytest.raises(DataError, match="1 cannot be read"):

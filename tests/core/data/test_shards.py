@@ -18,6 +18,7 @@ from mbt_core.data.check import check
 from mbt_core.data.collate import Collate
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.missing import check_missing
 from mbt_core.data.packing import pack
 from mbt_core.data.stats import statistics
 from mbt_core.errors import ConfigError, DataError
@@ -190,7 +191,7 @@ def test_folders_of_pictures_and_subtitles(tmp_path):
     modalities = {name: m for name, m in fakes.four().items() if name != "s"}
     report = packed(tmp_path / "m.csv", tmp_path / "out", modalities)
     assert report.unreadable == 0
-    assert read(tmp_path / "out", modalities).row(0).fps is None
+    assert read(tmp_path / "out", modalities).row(0).fps == {}
     with open_clip(first_of(tmp_path / "out", "a")) as clip, open_clip(str(tmp_path / "flow")) as folder:
         np.testing.assert_array_equal(clip.array(), folder.array())
         np.testing.assert_array_equal(clip.array([1, 3]), folder.array([1, 3]))
@@ -273,7 +274,7 @@ def test_shards_are_cached_and_counted_like_files(data, tmp_path):
         assert not batch.errors
         torch.testing.assert_close(batch.samples["p"], batches[0].samples["p"])
         torch.testing.assert_close(batch.samples["s"], batches[0].samples["s"], atol=1e-3, rtol=0)
-    assert manifest.check_missing("train", 0.0).missing == 0
+    assert check_missing(manifest, "train", 0.0).missing == 0
 
 
 def test_statistics(data, tmp_path):
@@ -325,10 +326,10 @@ def change_index(out, change):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("offset", 1 << 40, "member 0 is not inside"),
-        ("offset", -512, "member 0 is not inside"),
-        ("length", 1 << 62, "member 0 is not inside"),
-        ("length", -1, "member 0 is not inside"),
+        ("offset", 1 << 40, "member 0 of its index is not inside"),
+        ("offset", -512, "member 0 of its index is not inside"),
+        ("length", 1 << 62, "member 0 of its index is not inside"),
+        ("length", -1, "member 0 of its index is not inside"),
         ("offset", 1024, "its index is not its own, at member"),
         ("length", 7, "its index is not its own, at member"),
         ("member", b"000000000.jsen", "the shard holds no json of it"),

@@ -1,21 +1,21 @@
 """Files explained, and the page of it; the modalities draw what they are given."""
 
 import base64
-import html
 import io
 import re
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from browser import look_at, needs_browser
 from mbt_core import MBT, ConfigError, Experiment, Picture
 from mbt_core.explain.explain import BOTTLENECKS, FUSED, KEPT, explain_files, on_grid
-from mbt_core.explain.page import animation, render_page, write_page
+from mbt_core.explain.page import render_page, write_page
 from mbt_core.explain.rollout import trace_attention
+from mbt_core.page.html import animation
 from toy.models import tiny
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -192,43 +192,22 @@ def test_animation_takes_its_time():
         assert image.info["duration"] == each
 
 
-def test_page_is_written_atomically_and_says_what_to_install(drawn, clip, tmp_path, monkeypatch):
+def test_page_is_written_with_its_folder(drawn, clip, tmp_path):
     found = explain(*make(), clip)
     write_page(tmp_path / "new" / "r.html", found, "x", "last")
     assert (tmp_path / "new" / "r.html").read_text(encoding="utf-8").startswith("<!doctype html>")
-    from mbt_core.explain import page
-
-    monkeypatch.setattr(page, "find_spec", lambda name: None if name == "jinja2" else object())
-    with pytest.raises(ConfigError, match=r"needs jinja2: pip install 'mbt-fusion\[explain\]'"):
-        write_page(tmp_path / "r.html", found, "x", "last")
-    assert not (tmp_path / "r.html").exists()
 
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PROBE = """<script>addEventListener("load", () => {
-  const page = document.querySelector("iframe").contentDocument;
-  for (const d of page.querySelectorAll("details")) d.open = true;
-  const images = [...page.images];
-  document.body.innerHTML = "<pre>" + [page.documentElement.scrollWidth, images.length,
-    images.filter(i => i.complete && i.naturalWidth > 0).length, page.styleSheets.length].join(" ") + "</pre>";
-});</script>"""
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [390, 1400])
 def test_page_in_a_browser(drawn, clip, tmp_path, width):
     """Fits the width, shows every image, asks for nothing, complains of nothing."""
     name = tmp_path / ("a-very-long-name-without-any-place-to-break-it" * 3 + ".npy")
     shutil.copy(clip, name)
     page = render_page(explain(*make(), name), "runs/x", "rollout")
-    framed = tmp_path / "framed.html"
-    frame = f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(page)}"></iframe>'
-    framed.write_text(f"<!doctype html><body>{frame}{PROBE}</body>", encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--virtual-time-budget=5000"]
-    command = [BROWSER, *options, f"--user-data-dir={tmp_path}", "--dump-dom", framed.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    needed, images, shown, styles = map(int, re.search(r"<pre>([\d ]+)</pre>", done.stdout)[1].split())
-    assert needed <= width
-    assert images == shown == 2 + 2 + 1 + 3 * 2
-    assert styles == 1
-    assert "CONSOLE" not in done.stderr
+    seen = look_at(page, width, tmp_path)
+    assert seen.width <= width
+    assert seen.images == seen.shown == 2 + 2 + 1 + 3 * 2
+    assert seen.styles == 1
+    assert seen.requests == 0
+    assert seen.complaints == []

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from mbt_core import ConfigError, MBTError
 from mbt_core.explain import rollout
 from mbt_core.explain.rollout import FUSED, METHODS, trace_attention
+from mbt_core.model.block import Block
 from mbt_core.model.fusion.attention import CrossAttention
 from mbt_core.model.fusion.base import add_up, recorder
 from toy.models import POOLS, STRATEGIES, build_tiny, inputs_for
@@ -27,15 +28,28 @@ def close(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+class Calls(list):
+    """The weights [B, H, N, K] of every attention in the order of the calls, and the values [B, H, K, E]."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def clear(self):
+        super().clear()
+        self.values.clear()
+
+
 @pytest.fixture
 def attention(monkeypatch):
-    """The weights [B, H, N, K] of every attention in the order of the calls, from attention written out."""
-    weights = []
+    """What every attention does, which is written out."""
+    weights = Calls()
 
     def dense(q, k, v, attn_mask=None, dropout_p=0.0):
         scores = q @ k.mT / q.shape[-1] ** 0.5
         a = (scores if attn_mask is None else scores.masked_fill(~attn_mask, -torch.inf)).softmax(-1)
         weights.append(a)
+        weights.values.append(v)
         return a @ v
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", dense)
@@ -119,7 +133,7 @@ def dense(model, embedded, layers, present, method):
     if model.config.pool == "mean-joint":
         rows = rows.sum(1, keepdim=True)
         rows = rows / rows.sum(-1, keepdim=True).clamp(min=1)
-    residual = {"rollout": 0.5, "last": 0.0, "gradient": 1.0}[method]
+    residual = {"contributions": 0.0, "rollout": 0.5, "last": 0.0, "gradient": 1.0}[method]
 
     def shares(rows):
         parts = [rows[..., nodes].sum(-1) for nodes in (*spans.values(), z)]
@@ -137,10 +151,27 @@ def dense(model, embedded, layers, present, method):
     return {n: rows[..., nodes] for n, nodes in spans.items()}, rows[..., z], torch.stack(found)
 
 
+def contributions(block, x, out, a, v):
+    """Shares [B, N, K] of the keys in each token after a block's attention, from every vector that is added to it."""
+    N = x.shape[1]
+    added = (a[..., None] * v[:, :, None]).permute(0, 2, 3, 1, 4).flatten(3) @ block.attn.proj.weight.T
+    added = added * getattr(block.ls1, "gamma", 1)
+    for i in range(N):
+        added[:, i, i] += x[:, i]
+    along = (added * out[:, :, None]).sum(-1).clamp(min=0)
+    return along / along.sum(-1, keepdim=True)
+
+
 def expected(model, inputs, present, method, weights, **over):
     """`dense` of a forward pass whose attention is written out."""
     weights.clear()
+    blocks, before, after, hooks = [], [], [], []
+    for block in (m for m in model.modules() if isinstance(m, Block)):
+        hooks.append(block.register_forward_pre_hook(lambda m, x: blocks.append(m) or before.append(x[0])))
+        hooks.append(block.norm2.register_forward_pre_hook(lambda m, x: after.append(x[0])))
     out = model(inputs, present)
+    for hook in hooks:
+        hook.remove()
     calls = list(weights)
     joint = model.config.pool == "mean-joint"
     logits = {FUSED: out.logits} if joint else out.modality_logits
@@ -156,6 +187,9 @@ def expected(model, inputs, present, method, weights, **over):
                 for a, g in zip(calls, slopes, strict=True)
             ]
             layers.append(per_layer(model, weighed, names))
+    elif method == "contributions":
+        shares = [contributions(*given) for given in zip(blocks, before, after, calls, weights.values, strict=True)]
+        layers = [per_layer(model, shares, names)] * len(logits)
     else:
         half = 0.5 if method == "rollout" else 1.0
         layers = [per_layer(model, [half * a.mean(1) for a in calls], names)] * len(logits)
@@ -198,10 +232,16 @@ def test_relevance_adds_up_and_stays_off_padding_and_absent_modalities(strategy,
 
 
 @pytest.mark.parametrize(
-    "config", [{"backbone": {"qk_norm": True}}, {"shared_encoder": True}, {"backbone": {"qkv_bias": False}}]
+    "config",
+    [
+        {"backbone": {"qk_norm": True}},
+        {"shared_encoder": True},
+        {"backbone": {"qkv_bias": False}},
+        {"backbone": {"layer_scale": 0.3}},
+    ],
 )
 @pytest.mark.parametrize("strategy", ["bottleneck", "cross-attention", "self-attention"])
-@pytest.mark.parametrize("method", ["rollout", "gradient"])
+@pytest.mark.parametrize("method", ["contributions", "rollout", "gradient"])
 def test_other_blocks(attention, strategy, config, method):
     model = build_tiny(strategy, 2, **config)
     inputs = inputs_for(model)
@@ -211,7 +251,7 @@ def test_other_blocks(attention, strategy, config, method):
 
 def test_without_exchange_nothing_comes_across():
     model = build_tiny("bottleneck", 2, fusion={"eval_bottlenecks": False})
-    _, relevance = trace_attention(model, inputs_for(model))
+    _, relevance = trace_attention(model, inputs_for(model), method="rollout")
     assert relevance.bottlenecks.shape[-1] == 0
     torch.testing.assert_close(relevance.shares[0, :, 0, 0], torch.ones(4).double())
 
@@ -219,7 +259,7 @@ def test_without_exchange_nothing_comes_across():
 @pytest.mark.parametrize("strategy", ["bottleneck", "bottleneck-sequential", "cross-attention", "self-attention"])
 def test_what_comes_across_lies_on_the_others_below_the_fused_layers(strategy):
     model = build_tiny(strategy, 3)
-    _, relevance = trace_attention(model, inputs_for(model))
+    _, relevance = trace_attention(model, inputs_for(model), method="rollout")
     assert relevance.shares.shape == (4, 4, 3, 4)
     torch.testing.assert_close(relevance.shares.sum(-1), torch.ones(4, 4, 3).double())
     top, below = relevance.of("alpha", relevance.shares)[[3, 1]]
@@ -328,10 +368,10 @@ def test_strategies_of_plugins(strategy, message):
     model = build_tiny("cross-attention", 0, modalities={"alpha": {}, "beta": {}})
     model.fusion.__class__ = strategy
     if message is None:
-        _, relevance = trace_attention(model, inputs_for(model))
+        _, relevance = trace_attention(model, inputs_for(model), method="rollout")
         total = sum(x.sum(-1) for x in relevance.tokens.values())
         torch.testing.assert_close(total, torch.ones(4, 2).double())
         assert relevance.shares[0, :, 0, 1].min() > 1e-3
         return
     with pytest.raises(MBTError, match=message):
-        trace_attention(model, inputs_for(model))
+        trace_attention(model, inputs_for(model), method="rollout")

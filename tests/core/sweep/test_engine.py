@@ -101,6 +101,15 @@ def test_without_a_test_split_val_judges(tmp_path):
     assert result.score in [value for _, value in result.curve]
 
 
+def test_without_a_val_split_the_curve_is_the_training_loss(tmp_path):
+    flags = make_flags(tmp_path)
+    manifest = tmp_path / "data.csv"
+    manifest.write_text(manifest.read_text().replace(",val", ",test"))
+    (result,), _ = run(tmp_path / "out", layers(flags, values="2"))
+    assert (result.split, result.curve_name) == ("test", "loss")
+    assert [step for step, _ in result.curve] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     cells = layers(make_flags(tmp_path), values="0,2,3")
 

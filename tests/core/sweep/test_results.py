@@ -34,7 +34,6 @@ def test_the_table():
 
 
 def test_what_a_comparison_leaves(tmp_path):
-    pytest.importorskip("matplotlib")
     report = comparison(tmp_path, FAKES, "layers", "mbt compare ...")
     assert {path.name for path in report.files} == {"results.csv", "results.md", "results.png", "results.svg"}
     text = (tmp_path / "results.md").read_text()
@@ -56,11 +55,6 @@ def test_nothing_finished_is_no_figure(tmp_path):
     assert {path.name for path in report.files} == {"results.csv", "results.md"}
 
 
-def test_without_matplotlib_there_are_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(plot, "available", lambda: False)
-    assert {path.name for path in comparison(tmp_path, FAKES, "a", "").files} == {"results.csv", "results.md"}
-
-
 def test_scales():
     assert plot.Scale.of("window", ["2 s", "4 s"]).at == {"2 s": 2.0, "4 s": 4.0}
     many = plot.Scale.of("bottlenecks", ["4", "1024", "4"])
@@ -71,7 +65,6 @@ def test_scales():
 
 
 def test_lines_stand_beside_each_other():
-    pytest.importorskip("matplotlib")
     grid = [
         result({"update": update, "pool": pool}, seed, 0.5)
         for seed in (0, 1)
@@ -85,7 +78,6 @@ def test_lines_stand_beside_each_other():
 
 
 def test_what_a_study_leaves(tmp_path):
-    pytest.importorskip("matplotlib")
     cells = [
         result({"init": init, "tune": tune, "fraction": share}, seed, base + 0.02 * seed, curve=((3, 0.2), (6, base)))
         for seed in range(3)

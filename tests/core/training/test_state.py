@@ -80,7 +80,7 @@ def test_killed_while_saving_leaves_the_old_state(moment, tmp_path, monkeypatch)
 
     def work():
         if moment == "half written":
-            monkeypatch.setattr("mbt_core.training.state.save_file", save_half)
+            monkeypatch.setattr("safetensors.torch.save_file", save_half)
         else:
             monkeypatch.setattr(Path, "replace", kill)
         save_state(tmp_path, {"w": torch.zeros(4)}, {}, Progress(8))
@@ -100,7 +100,7 @@ def test_failing_to_save_says_so_and_leaves_the_old_state(tmp_path, monkeypatch)
         Path(path).write_bytes(b"part")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mbt_core.training.state.save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(mbt.MBTError) as error:
         save_state(tmp_path, {"w": torch.ones(2)}, {}, Progress(8))
     expected = f"{tmp_path / FILE}: cannot be written: No space left on device. What was saved before is untouched"

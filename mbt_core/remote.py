@@ -1,0 +1,202 @@
+"""Folders on other machines, by URL: small files of them are copied here, of large ones only ranges are read.
+
+The copy of ``s3://bucket/shards`` is ``CACHE/remote/s3/bucket/shards``: a path below ``CACHE/remote`` tells its URL, so
+that such paths may be used like all others. fsspec reads what it has a file system for (``http``, ``s3``, ``gs`` ...).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mbt_core.errors import ConfigError, DataError
+
+PAUSES = (0.5, 2.0)
+"""Seconds to wait before a failed request is made again."""
+FINAL = (FileNotFoundError, PermissionError, NotImplementedError)
+"""Failures that another request would not change."""
+VERSION_KEYS = ("size", "ETag", "etag", "mtime", "LastModified", "Last-Modified", "md5Hash", "generation", "created")
+"""What file systems call that which changes with a file's content."""
+# `Path` makes one slash of two; a single letter is a drive
+URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+Found = TypeVar("Found")
+
+
+def cache_folder() -> Path:
+    """``$MBT_CACHE``, by default ``~/.cache/mbt``."""
+    return Path(os.environ.get("MBT_CACHE") or Path.home() / ".cache" / "mbt").expanduser()
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether it names something by URL."""
+    return URL.match(str(path)) is not None
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether there is such a file or folder; of a URL it is not known before it is read."""
+    return is_url(path) or Path(path).expanduser().exists()
+
+
+def address(path: str | Path) -> str:
+    """What to write down for later: a URL (also for the copy of what it names), or the absolute path."""
+    if is_url(path):
+        path = copy_of(path)
+    return url_of(str(path)) or str(Path(path).expanduser().resolve())
+
+
+def copy_of(url: str | Path) -> Path:
+    """Where the copy of a folder is; of ``file:///FOLDER``, the folder itself.
+
+    Raises:
+        ConfigError: for what is not the URL of a folder.
+    """
+    found = URL.fullmatch(str(url))
+    assert found is not None, url
+    protocol, rest = found[1], found[2].rstrip("/")
+    if protocol in ("file", "local"):
+        return Path("/", rest)
+    if not rest or set(rest.split("/")) & {"", ".", ".."} or re.search(r"[?#@\0]", rest):
+        raise ConfigError(
+            f"{url}: expected the address of a folder, PROTOCOL://PLACE/FOLDER, without ?, # and @ (give passwords "
+            "and keys in the environment)"
+        )
+    return Path(_root(str(cache_folder())), protocol, rest)
+
+
+def url_of(path: str) -> str | None:
+    """The URL of which `path` is, or lies in, the copy; None: it is none."""
+    root = _root(str(cache_folder())) + os.sep
+    if not path.startswith(root):
+        return None
+    protocol, _, rest = path.removeprefix(root).partition(os.sep)
+    return f"{protocol}://{rest}"
+
+
+@lru_cache
+def _root(cache: str) -> str:
+    return os.path.realpath(os.path.join(cache, "remote"))
+
+
+class RemoteFile:
+    """A file of which ranges are read; any process and thread may do so.
+
+    Args:
+        url: of the file.
+
+    Attributes:
+        size: in bytes.
+        version: changes with the file, as far as its server tells.
+
+    Raises:
+        DataError: if there is none, or its server does not say how long it is.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.size, self.version = about(url)
+
+    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (begin, length), asked for at the same time. Raises `DataError`."""
+        starts, ends = [begin for begin, _ in spans], [begin + length for begin, length in spans]
+        found = _try(self.url, lambda files: _all_read(files.cat_ranges([self.url] * len(spans), starts, ends)))
+        for content, (begin, length) in zip(found, spans, strict=True):
+            if len(content) > length:
+                raise DataError(f"{self.url}: its server does not serve ranges of files, only whole ones")
+            if len(content) < length:
+                raise DataError(f"{self.url}: truncated: it has no {length} bytes at {begin}")
+        return found
+
+
+@cache
+def about(url: str) -> tuple[int, str]:
+    """Bytes of a file, and its version; asked for once. Raises `DataError`."""
+    info = _try(url, lambda files: files.info(url))
+    size = info.get("size")
+    if size is None:
+        raise DataError(f"{url}: its server does not say how many bytes it has")
+    told = repr([(key, str(info[key])) for key in VERSION_KEYS if key in info])
+    return int(size), blake2b(told.encode(), digest_size=8).hexdigest()
+
+
+def exists(url: str) -> bool:
+    """Whether there is such a file. Raises `DataError` if that cannot be told."""
+    try:
+        about(url)
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return False
+        raise
+    return True
+
+
+def fetch(urls: Sequence[str], optional: bool = False) -> list[bytes | None]:
+    """Whole files of one server, asked for at the same time; None: there is no such file.
+
+    Args:
+        urls: of the files.
+        optional: what one may not read, where servers keep it secret what is there, counts as not there.
+
+    Raises:
+        DataError: if they cannot be read.
+    """
+    absent = (FileNotFoundError, PermissionError) if optional else (FileNotFoundError,)
+    if not urls:
+        return []
+
+    def read(files: Any) -> list[bytes | None]:
+        found = files.cat_ranges(list(urls), [None] * len(urls), [None] * len(urls))
+        return _all_read([None if isinstance(content, absent) else content for content in found])
+
+    return _try(urls[0].rpartition("/")[0], read)
+
+
+def _all_read(found: list[Any]) -> list[Any]:
+    for content in found:
+        if isinstance(content, BaseException):
+            raise content
+    return found
+
+
+def _try(url: str, ask: Callable[[Any], Found]) -> Found:
+    """What `ask` gets of the file system, tried again where that may help. Raises `DataError`."""
+    files = _file_system(url.partition(":")[0], os.getpid())
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return ask(files)
+        except Exception as error:  # botocore, aiohttp and google each have their own
+            failure = _failure(error)
+        pause = None if isinstance(failure, FINAL) or 400 <= getattr(failure, "status", 0) < 500 else next(pauses, None)
+        if pause is None:
+            said = " ".join(str(failure).split()) or type(failure).__name__
+            told = "there is no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read: {said}"
+            raise DataError(f"{url}: {told}") from failure
+        time.sleep(pause)
+
+
+def _failure(error: Exception) -> BaseException:
+    """What happened: fsspec calls whatever hinders it from looking at a file of a web server a file not found."""
+    cause = error.__cause__
+    hidden = cause is not None and type(cause).__module__.startswith("aiohttp")
+    return cause if hidden and cause and getattr(cause, "status", 0) not in (404, 410) else error
+
+
+@lru_cache
+def _file_system(protocol: str, process: int) -> Any:
+    """One for each process: connections do not survive a fork."""
+    try:
+        import fsspec
+
+        return fsspec.filesystem(protocol)
+    except ImportError as error:
+        raise ConfigError(
+            f"{protocol}://: {error}. What reads shards by URL is installed by: pip install 'mbt-fusion[remote]'"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{protocol}://: {error}; expected http, https, s3, gs or what else fsspec knows") from None

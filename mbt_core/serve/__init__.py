@@ -1,0 +1,1 @@
+"""An HTTP service that classifies uploaded media files."""

@@ -1,0 +1,162 @@
+"""`mbt predict` over folders: answers in a file as they come, and going on with them."""
+
+import csv
+import json
+import os
+import shutil
+
+import pytest
+from media_files import counting, sine, write_media
+
+from mbt_core.evaluate import predict as predicting
+from mbt_core.evaluate.answers import Answers
+from mbt_core.evaluate.predict import FilePrediction, find_files
+from mbt_core.run import load
+from small import clips_of, mbt
+
+
+@pytest.fixture(scope="module")
+def folder(demo, tmp_path_factory):
+    """Clips in a folder of folders, one of them damaged."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number, clip in enumerate(clips_of(demo)):
+        place = folder / ("deep/er" if number % 2 else ".") / f"clip {number}.mp4"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, place)
+    (folder / "deep" / "bad.mp4").write_bytes(b"nothing")
+    (folder / ".hidden.mp4").write_bytes(b"nothing")
+    return folder
+
+
+def answers_in(path):
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            return {row["file"]: row for row in csv.DictReader(file)}
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len({answer["file"] for answer in found}) == len(found)
+    return {answer["file"]: answer for answer in found}
+
+
+def test_files_are_found_in_the_order_of_their_paths(folder):
+    found = [str(file) for file in find_files([folder, folder / "gone"])]
+    expected = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
+    assert found == [*map(str, expected), str(folder / "gone")]
+
+
+def test_an_empty_folder_and_one_that_cannot_be_listed(tmp_path, monkeypatch):
+    assert list(find_files([tmp_path])) == [FilePrediction(str(tmp_path), error="no file in this folder")]
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert list(find_files([tmp_path])) == [FilePrediction(str(tmp_path), error="cannot be listed: Permission denied")]
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.csv"])
+def test_what_was_answered_is_left_out(run, folder, tmp_path, name):
+    whole, out = tmp_path / f"whole-{name}", tmp_path / name
+    done = mbt("predict", run.path, folder, "--out", whole, "--top", 2)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.splitlines() == [
+        f"{folder}/deep/bad.mp4: cannot open it: Invalid data found when processing input",
+        f"9 answers added to {whole}",
+        "Error: 1 of 10 could not be classified",
+    ]
+    expected = answers_in(whole)
+    assert list(expected) == [str(file) for file in find_files([folder])]
+    lines = whole.read_bytes().splitlines(keepends=True)
+    # killed while writing: in another order, with a failed file, and a last line that is cut off
+    kept = [lines[i] for i in ((0, 3, 2, 7, 6, 5) if name.endswith("csv") else (2, 1, 6, 5, 4))]
+    out.write_bytes(b"".join(kept) + lines[9][:-4])
+    done = mbt("predict", run.path, folder, "--out", out, "--top", 2, "--resume")
+    assert done.code == 1
+    before = sum(b"bad.mp4" not in line for line in kept) - name.endswith("csv")
+    assert f"{9 - before} answers added to {out}, {before} were there before" in done.err
+    assert answers_in(out) == expected
+
+
+def test_a_file_that_was_mended_is_tried_again(run, demo, tmp_path):
+    clip, out = tmp_path / "clips" / "a.mp4", tmp_path / "clips" / "out.jsonl"
+    clip.parent.mkdir()
+    clip.write_bytes(b"nothing")
+    assert mbt("predict", run.path, clip.parent, "--out", out).code == 1
+    shutil.copy(clips_of(demo)[0], clip)
+    done = mbt("predict", run.path, clip.parent, "--out", out, "--resume")  # the answers' own file is no clip
+    assert (done.code, done.err) == (0, f"1 answers added to {out}\n")
+    assert [list(answer) for answer in answers_in(out).values()] == [["file", "modalities", "top"]]
+    done = mbt("predict", run.path, clip.parent, "--out", out, "--resume")
+    assert (done.code, done.err) == (0, f"0 answers added to {out}, 1 were there before\n")
+
+
+def test_windows_are_answered_one_by_one(run, demo, tmp_path):
+    out, long = tmp_path / "out.csv", tmp_path / "long.mp4"
+    write_media(long, counting(75), sine(3.0, 16000))
+    arguments = ("predict", run.path, long, clips_of(demo)[0], "--every", 0.5, "--out", out)
+    assert mbt(*arguments).code == 0
+    whole = out.read_text()
+    lines = whole.splitlines(keepends=True)
+    assert len(lines) > 4
+    out.write_text("".join(lines[:2]))
+    assert mbt(*arguments, "--resume").code == 0
+    assert out.read_text() == whole
+
+
+@pytest.mark.parametrize(("content", "code", "message"), [
+    ("a poem\nof two lines\n", 1, "poem.jsonl: line 1 is no prediction; choose another --out"),
+    ("file,label\na,b\n", 2, "--out poem.csv: its columns are not those of this run and --top; expected file, start, "
+     "end, modalities, error, kind/label_1, kind/score_1, ..."),
+])  # fmt: skip
+def test_a_file_of_something_else_is_left_alone(run, folder, tmp_path, content, code, message):
+    out = tmp_path / message.replace("--out ", "").partition(":")[0]
+    out.write_text(content)
+    done = mbt("predict", run.path, folder, "--out", out.name, "--resume")
+    assert (done.code, done.err) == (code, f"Error: {message}\n")
+    assert out.read_text() == content
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--resume"], "--resume goes on with the answers of --out FILE; give it"),
+    (["--out", "x.jsonl", "--json"], "--json is for the answers on stdout; leave out --out, or --json"),
+    (["--out", "x.txt"], "--out x.txt: expected a file that ends in .jsonl or .csv"),
+    (["--out", "old.csv"], "--out old.csv is there already; go on with it by --resume, or choose another"),
+])  # fmt: skip
+def test_wrong_usage(run, tmp_path, arguments, message):
+    (tmp_path / "old.csv").write_text("")
+    done = mbt("predict", run.path, tmp_path, *arguments)
+    assert (done.code, done.err) == (2, f"Error: {message}\n")
+
+
+def test_names_and_messages_of_all_kinds_come_back(run, tmp_path):
+    head = run.model.config.head
+    scores = {"kind": [("x", float("nan"))], "sum": [("0", 1.0)]}
+    odd = [FilePrediction('a,"b"\n\u2028\r.mp4', ["rgb"], scores, 0.1, 0.3), FilePrediction("b;ü", ["rgb"], scores)]
+    for name in ("a.csv", "a.jsonl"):
+        with Answers(tmp_path / name, head, 1, resume=False) as answers:
+            for prediction in odd:
+                answers.add(prediction)
+        with Answers(tmp_path / name, head, 1, resume=True) as answers:
+            assert answers.kept == 2
+            assert (odd[0].file, 0.1) in answers
+            assert (odd[1].file, None) in answers
+            assert (odd[1].file, 0.1) not in answers
+
+
+def test_folders_are_walked_while_they_are_classified(run, demo, monkeypatch):
+    """Of an endless stream of files only a few batches are ahead."""
+    monkeypatch.setattr(predicting, "BATCH", 4)
+    asked, clip = [], clips_of(demo)[0]
+
+    def endless():
+        while True:
+            asked.append(clip)
+            yield clip
+
+    model = load(run.path)
+    model.experiment.data.workers = 1
+    stream = model.predict_stream(endless())
+    answers = [next(stream) for _ in range(20)]
+    stream.close()
+    assert {answer.file for answer in answers} == {str(clip)}
+    assert len({answer.top["kind"][0] for answer in answers}) == 1
+    assert len(asked) <= 40
