@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +12,8 @@ from mbt_core.media.errors import reason
 NAMED = "array"  # the one to take of several arrays in an .npz
 LARGEST = 1 << 31
 """Bytes of a file or of the array in it; compressed, a small file can hold any number."""
+_HEADERS = Lock()
+"""numpy parses headers by `ast`, which now and then fails in threads of Python 3.11 (cpython issue 106905)."""
 
 
 def load_array(file: BinaryIO, suffix: str) -> np.ndarray:
@@ -34,12 +37,13 @@ def check_size(nbytes: int) -> None:
 
 def load_npy(file: BinaryIO) -> np.ndarray:
     """The array of an .npy file."""
-    return np.load(file, allow_pickle=False)
+    with _HEADERS:
+        return np.load(file, allow_pickle=False)
 
 
 def load_npz(file: BinaryIO) -> np.ndarray:
     """The only array of an .npz file, or the one called "array"."""
-    with np.load(file, allow_pickle=False) as arrays:
+    with _HEADERS, np.load(file, allow_pickle=False) as arrays:
         names = list(arrays)
         if len(names) != 1 and NAMED not in names:
             raise ValueError(f"it holds {names}: expected one array, or one of them named {NAMED!r}")
