@@ -180,8 +180,8 @@ def run_shards(path: Path, folder: Path, rounds: int) -> None:
     packed = manifest.row(0).sources["rgb"].path
     clip = open_clip(packed)
     since, records = clip._frames
-    jpegs = clip._shard.read(records)
-    flac = clip._shard.read([clip._member("path.flac")])[0]
+    jpegs = clip._shard.read(records, clip.timeout)
+    flac = clip._shard.read([clip._member("path.flac")], clip.timeout)[0]
 
     def bare(turbo: bool) -> Callable[[float], None]:
         def call(start: float) -> None:

@@ -382,7 +382,7 @@ class TrainConfig(StrictModel):
     @field_validator("precision", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        return str(value) if value == 32 else value  # YAML reads a number
+        return str(value) if isinstance(value, int) else value  # YAML reads 32 as a number
 
     @field_validator("loggers")
     @classmethod
@@ -391,11 +391,6 @@ class TrainConfig(StrictModel):
             if name not in registry().loggers:
                 raise ValueError(unknown("logger", name, registry().loggers))
         return value
-
-    @field_validator("precision", mode="before")
-    @classmethod
-    def _text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, int) else value  # YAML reads 32 as a number
 
     @field_validator("steps", "batch_size", "eval_every")
     @classmethod

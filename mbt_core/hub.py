@@ -11,7 +11,7 @@ from typing import Any
 from mbt_core.errors import DataError, MBTError
 
 WEIGHTS = "model.safetensors"
-FILES = ["config.json", "config.yaml", WEIGHTS, "README.md"]
+FILES = ["config.json", "config.yaml", WEIGHTS, "README.md", "files/*"]
 """What a repository's folder is made of; nothing else is downloaded."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

@@ -19,6 +19,10 @@ from mbt_core.errors import ConfigError, DataError
 
 PAUSES = (0.5, 2.0)
 """Seconds to wait before a failed request is made again."""
+TIMEOUT = 60.0
+"""Seconds of wall time that an answer may take, with all its tries."""
+AT_ONCE = 128
+"""Whole files asked for at the same time."""
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError)
 """Failures that another request would not change."""
 VERSION_KEYS = ("size", "ETag", "etag", "mtime", "LastModified", "Last-Modified", "md5Hash", "generation", "created")
@@ -101,10 +105,11 @@ class RemoteFile:
         self.url = url
         self.size, self.version = about(url)
 
-    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (begin, length), asked for at the same time. Raises `DataError`."""
+    def read(self, spans: Sequence[tuple[int, int]], timeout: float) -> list[bytes]:
+        """The bytes of each (begin, length), asked for at once. Raises `DataError`, at the latest after `timeout` s."""
         starts, ends = [begin for begin, _ in spans], [begin + length for begin, length in spans]
-        found = _try(self.url, lambda files: _all_read(files.cat_ranges([self.url] * len(spans), starts, ends)))
+        urls = [self.url] * len(spans)
+        found = _try(self.url, lambda files, **how: _all_read(files.cat_ranges(urls, starts, ends, **how)), timeout)
         for content, (begin, length) in zip(found, spans, strict=True):
             if len(content) > length:
                 raise DataError(f"{self.url}: its server does not serve ranges of files, only whole ones")
@@ -116,7 +121,7 @@ class RemoteFile:
 @cache
 def about(url: str) -> tuple[int, str]:
     """Bytes of a file, and its version; asked for once. Raises `DataError`."""
-    info = _try(url, lambda files: files.info(url))
+    info = _try(url, lambda files, **how: files.info(url, **how), TIMEOUT)
     size = info.get("size")
     if size is None:
         raise DataError(f"{url}: its server does not say how many bytes it has")
@@ -136,7 +141,7 @@ def exists(url: str) -> bool:
 
 
 def fetch(urls: Sequence[str], optional: bool = False) -> list[bytes | None]:
-    """Whole files of one server, asked for at the same time; None: there is no such file.
+    """Whole files of one server, many asked for at the same time; None: there is no such file.
 
     Args:
         urls: of the files.
@@ -146,14 +151,15 @@ def fetch(urls: Sequence[str], optional: bool = False) -> list[bytes | None]:
         DataError: if they cannot be read.
     """
     absent = (FileNotFoundError, PermissionError) if optional else (FileNotFoundError,)
-    if not urls:
-        return []
+    contents: list[bytes | None] = []
+    for some in (list(urls[i : i + AT_ONCE]) for i in range(0, len(urls), AT_ONCE)):
 
-    def read(files: Any) -> list[bytes | None]:
-        found = files.cat_ranges(list(urls), [None] * len(urls), [None] * len(urls))
-        return _all_read([None if isinstance(content, absent) else content for content in found])
+        def read(files: Any, some: list[str] = some, **how: float) -> list[bytes | None]:
+            found = files.cat_ranges(some, [None] * len(some), [None] * len(some), **how)
+            return _all_read([None if isinstance(content, absent) else content for content in found])
 
-    return _try(urls[0].rpartition("/")[0], read)
+        contents += _try(some[0].rpartition("/")[0], read, TIMEOUT)
+    return contents
 
 
 def _all_read(found: list[Any]) -> list[Any]:
@@ -163,18 +169,24 @@ def _all_read(found: list[Any]) -> list[Any]:
     return found
 
 
-def _try(url: str, ask: Callable[[Any], Found]) -> Found:
-    """What `ask` gets of the file system, tried again where that may help. Raises `DataError`."""
+def _try(url: str, ask: Callable[..., Found], timeout: float) -> Found:
+    """What `ask` gets of the file system, tried again where that may help. Raises `DataError`, after `timeout` seconds.
+
+    Those of the file systems that are not asynchronous read what is here, or have a timeout of their own.
+    """
     files = _file_system(url.partition(":")[0], os.getpid())
-    pauses = iter(PAUSES)
+    pauses, deadline = iter(PAUSES), time.monotonic() + timeout
+    left = timeout
     while True:
         try:
-            return ask(files)
+            return ask(files, timeout=left) if getattr(files, "async_impl", False) else ask(files)
         except Exception as error:  # botocore, aiohttp and google each have their own
             failure = _failure(error)
         pause = None if isinstance(failure, FINAL) or 400 <= getattr(failure, "status", 0) < 500 else next(pauses, None)
-        if pause is None:
-            said = " ".join(str(failure).split()) or type(failure).__name__
+        left = deadline - time.monotonic() - (pause or 0.0)
+        if pause is None or left <= 0:
+            slow = f"no answer within {timeout:g} s" if isinstance(failure, TimeoutError) else type(failure).__name__
+            said = " ".join(str(failure).split()) or slow
             told = "there is no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read: {said}"
             raise DataError(f"{url}: {told}") from failure
         time.sleep(pause)

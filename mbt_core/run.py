@@ -16,6 +16,7 @@ from lightning_fabric import Fabric
 from mbt_core.card import model_card
 from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
+from mbt_core.data.check import require_modalities
 from mbt_core.data.collate import Preprocess
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
@@ -262,10 +263,12 @@ def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experimen
 
     def find() -> tuple[Experiment, dict[str, Losses]]:
         nonlocal manifest
-        manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
+        modalities = make_modalities(experiment)
+        manifest = open_manifest(experiment.data, modalities, experiment.model.head)
         require_train(manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
+        require_modalities(manifest, modalities, experiment.data.timeout)
         resolved = resolve(experiment, manifest) if fresh else experiment
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
 
 from mbt_core.errors import ConfigError, nearest
 
 Auto = Literal["auto"]
+Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
 ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
@@ -25,12 +26,52 @@ class StrictModel(BaseModel):
 class ModalityConfig(StrictModel):
     """What every kind of modality is configured by. Fields may be ``"auto"``: `Modality.fit` fills them from data."""
 
+    attached: ClassVar[tuple[str, ...]] = ()
+    """Names of the fields that hold paths of files without which a model is nothing (a vocabulary): folders of runs
+    and models hold copies of them. Such a field is a path as a string, or None."""
     kind: str
     """The kind of modality; the key's own name if not given."""
 
     def auto_fields(self) -> list[str]:
         """Names of the fields still at ``"auto"``."""
         return [name for name in type(self).model_fields if getattr(self, name) == "auto"]
+
+
+class PictureConfig(ModalityConfig):
+    """What every kind has whose input is pictures, scaled, cropped and cut into patches."""
+
+    size: Sides = 224
+    """Height and width of the input, a number or [height, width]."""
+    patch: Sides = 16
+    """Height and width of a patch, a number or [height, width]."""
+    short_side: PositiveInt | None = None
+    """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> Self:
+        (height, width), (rows, columns) = self.sides, self.patch_sides
+        if rows > height or columns > width:
+            raise ValueError(f"patch {self.patch} is larger than size {self.size}")
+        return self
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(height, width) of the input."""
+        return _both(self.size)
+
+    @property
+    def patch_sides(self) -> tuple[int, int]:
+        """(height, width) of a patch."""
+        return _both(self.patch)
+
+    @property
+    def scaled_side(self) -> int:
+        """Length of a scaled picture's shorter side."""
+        return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
+
+
+def _both(side: Sides) -> tuple[int, int]:
+    return (side, side) if isinstance(side, int) else side
 
 
 def validate(model: type[ModelT], data: Any, prefix: str = "") -> ModelT:

@@ -62,9 +62,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return tree
 
 
-def to_yaml(config: StrictModel) -> str:
-    """The resolved configuration as YAML that loads again to the same."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def to_yaml(config: StrictModel | Mapping[str, Any]) -> str:
+    """The resolved configuration, or what it is as a tree for JSON, as YAML that loads again to the same."""
+    tree = dict(config) if isinstance(config, Mapping) else config.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -21,12 +21,14 @@ class Served:
         asked: (method, path, bytes sent) of each request.
         failing: answers with 503 that are still to be given.
         ranges: whether ranges are served, or whole files in their place.
+        going: while it is not set, nothing is answered.
     """
 
     url: str
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     failing: int = 0
     ranges: bool = True
+    going: threading.Event = field(default_factory=threading.Event)
 
     def of(self, suffix: str, method: str = "GET") -> list[int]:
         """Bytes sent in each answer for a path that ends so."""
@@ -47,6 +49,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body: bool) -> None:
+        self.served.going.wait()
         path = self.folder / self.path.lstrip("/")
         code, content, headers = 200, b"", {}
         if self.served.failing:
@@ -83,6 +86,7 @@ class Server(ThreadingHTTPServer):
 def serving(folder: Path) -> Iterator[Served]:
     """Serves a folder at a free port while the block runs."""
     served = Served("")
+    served.going.set()
     server = Server(("127.0.0.1", 0), partial(Handler, folder, served))
     served.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -90,6 +94,7 @@ def serving(folder: Path) -> Iterator[Served]:
     try:
         yield served
     finally:
+        served.going.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mbt_cli.options import DeviceOption, JsonOption
-from mbt_cli.output import metrics_table, print_json, show, table
+from mbt_cli.output import metrics_table, note, print_json, show, table
 from mbt_cli.report import leave_report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mbt_core.evaluate.missing_modalities import Point
 
 
 def evaluate(
@@ -20,6 +26,9 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="Default: test, else val.", show_default=False)] = None,
     views: Annotated[int | None, typer.Option(help="Windows per clip, averaged.", min=1, show_default=False)] = None,
     subsets: Annotated[bool, typer.Option("--subsets", help="Every subset of the modalities, in one pass.")] = False,
+    missing: Annotated[
+        bool, typer.Option("--missing", help="Metrics as ever more rows lose a modality; in missing.csv, .png, .svg.")
+    ] = False,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -27,19 +36,31 @@ def evaluate(
 
     Those of other data or another split than test go to a folder of their own in it, eval-DATA-SPLIT.
     """
+    from mbt_core.evaluate.missing_modalities import missing_curves, subsets_for_curves
     from mbt_core.evaluate.subsets import all_subsets, confusion
+    from mbt_core.report.missing import write_missing
     from mbt_core.run import load
 
     opened = load(run)
     names = tuple(opened.experiment.modalities)
-    wanted = all_subsets(names) if subsets else ()
-    chosen, found = opened.evaluate(data, split, views, wanted, device, written=leave_report)
+    curves = subsets_for_curves(names) if missing else []
+
+    def leave(folder: Path) -> None:
+        if missing:
+            for path in write_missing(folder, opened.experiment.model.head):
+                note(f"wrote {path}")
+        leave_report(folder)
+
+    wanted = all_subsets(names) if subsets else curves
+    chosen, found = opened.evaluate(data, split, views, wanted, device, written=leave)
     whole = found[names]
     metrics = whole.metrics()
     by_subset = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()} if subsets else {}
+    points = missing_curves(found) if missing else []
     if as_json:
         document = {"split": chosen, "examples": len(whole.index), "failed": len(whole.failed), "metrics": metrics}
-        print_json({**document, "subsets": by_subset, "confusion": confusion(found)} if subsets else document)
+        of_subsets = {"subsets": by_subset, "confusion": confusion(found)} if subsets else {}
+        print_json(document | of_subsets | ({"missing": [vars(point) for point in points]} if missing else {}))
         return
     show(f"{chosen} split of {run}: {len(whole.index)} examples, {len(whole.failed)} failed")
     show(metrics_table(metrics, names))
@@ -53,3 +74,20 @@ def evaluate(
         if changes:
             columns = ["from", "adding", "task", "right to wrong", "wrong to right"]
             show("modality confusion", table(columns, changes))
+    if points:
+        show("rows that lose a modality", _curves_table(points))
+
+
+def _curves_table(points: Sequence[Point]) -> Table:
+    counts = ("lost", "absent", "kept")
+    keys = list(points[0].metrics)
+    rows = [
+        [
+            p.modality,
+            f"{p.fraction:g}",
+            *(str(vars(p)[name]) for name in counts),
+            *(f"{p.metrics[k]:.4f}" for k in keys),
+        ]
+        for p in points
+    ]
+    return table(["without", "fraction", *counts, *keys], rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,8 @@ def limits(
 
     if world is None and (clips is not None or speed is not None) and data is None:
         raise ConfigError("--clips and --speed are of the cost on many devices: give --world N too")
+    if speed is not None and not 0 < speed < math.inf:
+        raise ConfigError(f"--speed {speed:g}: expected clips a second, above 0")
     if data is not None and clips is not None:
         raise ConfigError("--clips is for --world without --data, which says it itself; leave out one of them")
     if data is None and clips is None:

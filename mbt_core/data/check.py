@@ -202,6 +202,31 @@ def _beginning(clip: Clip, reads: str, found: _Found, start: float) -> _Found:
     return found
 
 
+def require_modalities(manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0) -> None:
+    """Opens clips of the train split until each modality was found in one; what cannot be opened may have any.
+
+    Raises:
+        DataError: if a modality is in none of them: its parameters would stay as they are, and nobody would notice.
+    """
+    rows = np.random.default_rng(0).permutation(manifest.rows(TRAIN))
+    for name, modality in modalities.items():
+        if not any(_may_have(manifest.row(index), modality, timeout) for index in rows):
+            others = ",".join(other for other in modalities if other != name)
+            raise DataError(
+                f"{manifest.path}: modality {name!r} (it reads {modality.reads}) is in none of the {len(rows)} rows of "
+                "the train split: their cells are empty, or the files they name are not there or have nothing of it. "
+                "Fill in its column" + (f", or leave it out of the modalities: {others}" if others else "")
+            )
+
+
+def _may_have(row: Row, modality: Modality, timeout: float) -> bool:
+    with ExitStack() as stack:
+        try:
+            return _opened(row, modality, timeout, stack) is not None
+        except (DataError, OSError):
+            return True  # counted where it is read
+
+
 def fit_modalities(
     manifest: Manifest, configs: Mapping[str, ModalityConfig], timeout: float = 60.0
 ) -> dict[str, ModalityConfig]:

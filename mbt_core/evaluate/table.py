@@ -21,6 +21,7 @@ from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import TEST, VAL
 from mbt_core.errors import DataError
 from mbt_core.evaluate.evaluator import FUSED, Evaluation, Subset
+from mbt_core.evaluate.missing_modalities import missing_curves
 from mbt_core.evaluate.subsets import confusion
 from mbt_core.files import write_atomically
 from mbt_core.remote import address
@@ -38,18 +39,23 @@ class About:
         views: windows per clip.
         subsets: modalities joined by ``+`` -> metrics, where subsets were evaluated.
         confusion: of modalities; see `mbt_core.evaluate.subsets.confusion`.
+        missing: points as of `mbt_core.evaluate.missing_modalities.missing_curves`, where all but one was evaluated.
     """
 
     data: str | None = None
     views: int | None = None
     subsets: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: list[dict[str, Any]] = field(default_factory=list)
+    missing: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(cls, data: Path | None, views: int, found: Mapping[Subset, Evaluation]) -> About:
         """Of what `mbt_core.evaluate.evaluator.evaluate` found."""
-        subsets = {"+".join(s): e.metrics() for s, e in found.items()} if len(found) > 1 else {}
-        return cls(None if data is None else address(data), views, subsets, confusion(found) if subsets else [])
+        source = None if data is None else address(data)
+        if len(found) == 1:
+            return cls(source, views)
+        subsets = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()}
+        return cls(source, views, subsets, confusion(found), [asdict(point) for point in missing_curves(found)])
 
 
 def evaluation_folder(run: Path, manifest: Manifest, split: str, data: Path | None = None) -> Path:

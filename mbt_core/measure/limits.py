@@ -15,6 +15,7 @@ import torch
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.errors import DataError
 from mbt_core.media.shards import packed
+from mbt_core.remote import url_of
 
 BALANCED = 1.1
 """Up to this ratio neither side waits long enough to name it."""
@@ -26,7 +27,7 @@ class Reading:
 
     Args:
         clips_per_second: windows read, decoded and augmented a second.
-        bytes_per_clip: read from the files for one of them; None: not known on this system.
+        bytes_per_clip: read from the files for one of them; None: not known on this system, or they are elsewhere.
         clips: how many were read.
         failed: how many of them could not be used.
         packed: whether they come out of shards.
@@ -71,13 +72,14 @@ def reading(dataset: ClipDataset, rows: Iterable[int], seconds: float) -> Readin
         raise DataError("there is one row only: nothing is left to time after a first one that does not count")
     if failed == clips:
         raise DataError(f"none of {clips} rows could be read; mbt data check says why")
-    size = None if before is None or after is None else (after - before) / clips
-    shards = all(packed(path) for path in dataset.manifest.row(first.index).files())
-    return Reading(clips / passed, size, clips, failed, shards)
+    places = [packed(path) for path in dataset.manifest.row(first.index).files()]
+    far = any(place is not None and url_of(place[0]) is not None for place in places)
+    size = None if far or before is None or after is None else (after - before) / clips
+    return Reading(clips / passed, size, clips, failed, all(places))
 
 
 def _bytes_read() -> int | None:
-    """Bytes this process has read so far, from wherever, as Linux tells them."""
+    """Bytes this process has read of files so far, in memory or not, as Linux tells them; not those of connections."""
     with suppress(OSError):
         found = re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text(encoding="ascii"))
         return int(found[1]) if found else None

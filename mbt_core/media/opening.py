@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import cast
 
 from mbt_core.media.clip import Clip
+from mbt_core.media.folders import numbering
 from mbt_core.media.recordings import Recording, recorded, recordings
 from mbt_core.media.shard_clip import ShardClip
 from mbt_core.media.shards import packed
@@ -27,8 +29,11 @@ def exists(path: str) -> bool:
 def identity(path: str) -> list[str | int]:
     """What tells what is at `path` from what was there before: its real path, and time and size of the file it is in.
 
+    Of a folder of pictures it tells which come and go, in the sub-folders too; not one that is written anew in place.
+
     Raises:
         OSError: if there is none.
+        MediaError: for a folder that is none of pictures.
     """
     place = packed(path) or recorded(path)
     file = path if place is None else place[0]
@@ -36,7 +41,12 @@ def identity(path: str) -> list[str | int]:
     if url is not None:
         return [path, *about(url)]
     status = os.stat(file)
-    return [os.path.realpath(path), status.st_mtime_ns, status.st_size]
+    found: list[str | int] = [os.path.realpath(path), status.st_mtime_ns, status.st_size]
+    if stat.S_ISDIR(status.st_mode) and numbering(file) is None:
+        with os.scandir(file) as entries:
+            inner = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
+        found += [part for pair in inner for part in pair]
+    return found
 
 
 def open_clip(path: str, *, timeout: float = 60.0, fps: float | None = None) -> Clip:

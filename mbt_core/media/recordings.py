@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
@@ -33,8 +35,17 @@ def recorded(path: str) -> tuple[str, str] | None:
 
 def recordings(path: str) -> set[str]:
     """The keys of an HDF5 file. Raises `MediaError` if it is none."""
-    with _open(path) as file:
+    with _open(path) as file, _reading(path, "read it"):
         return set(file)
+
+
+@contextmanager
+def _reading(name: str, what: str) -> Iterator[None]:
+    """Turns what h5py says of a damaged file, in many ways, into a `MediaError`."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise MediaError(f"{name}: cannot {what}: {reason(error)}") from None
 
 
 def _open(path: str) -> Any:
@@ -43,10 +54,8 @@ def _open(path: str) -> Any:
         import h5py
     except ImportError:
         raise ConfigError(f"{path}: HDF5 files need h5py: pip install 'mbt-fusion[hdf5]'") from None
-    try:
+    with _reading(path, "open it"):
         return h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise MediaError(f"{path}: cannot open it: {reason(error)}") from None
 
 
 class Recording:
@@ -89,14 +98,15 @@ class Recording:
         """The data set [S]. Links out of the file are not followed."""
         import h5py
 
-        if not isinstance(self._file.get(self._key, getlink=True), h5py.HardLink):
-            raise MediaError(f"{self._path}: holds no recording {self._key!r}")
-        found = self._file[self._key]
-        if not isinstance(found, h5py.Dataset) or found.ndim != 1 or found.dtype.kind not in "fi":
-            raise MediaError(f"{self.name}: no recording; expected a data set of the samples of one channel")
-        if found.external or found.is_virtual:
-            raise MediaError(f"{self.name}: its samples are in another file, which is not read")
-        return found
+        with _reading(self.name, "open it"):
+            if not isinstance(self._file.get(self._key, getlink=True), h5py.HardLink):
+                raise MediaError(f"{self._path}: holds no recording {self._key!r}")
+            found = self._file[self._key]
+            if not isinstance(found, h5py.Dataset) or found.ndim != 1 or found.dtype.kind not in "fi":
+                raise MediaError(f"{self.name}: no recording; expected a data set of the samples of one channel")
+            if found.external or found.is_virtual:
+                raise MediaError(f"{self.name}: its samples are in another file, which is not read")
+            return found
 
     def has(self, reads: str) -> bool:
         """See `Clip.has`."""
@@ -118,7 +128,8 @@ class Recording:
     @property
     def sample_rate(self) -> int:
         """Samples a second."""
-        told = np.asarray(self._samples.attrs.get("sample_rate", self._file.attrs.get("sample_rate", RATE)))
+        with _reading(self.name, "find its sample rate"):
+            told = np.asarray(self._samples.attrs.get("sample_rate", self._file.attrs.get("sample_rate", RATE)))
         if told.size != 1 or told.dtype.kind not in "iuf" or not 0 < told.item() <= MAX_RATE:
             raise MediaError(f"{self.name}: unusable sample rate {told}")
         return round(told.item())
@@ -131,10 +142,8 @@ class Recording:
         margin = 3 * FILTER_MARGIN / min(rate, own_rate)
         low, high = (round((at + side) * own_rate) for at, side in ((start, -margin), (stop, margin)))
         low, high = max(0, low), max(0, min(high, len(samples)))
-        try:
+        with _reading(self.name, "read its sound"):
             found = samples[low:high]
-        except OSError as error:
-            raise MediaError(f"{self.name}: cannot read its sound: {reason(error)}") from None
         scale = 1.0 if found.dtype.kind == "f" else 2.0 ** (8 * found.dtype.itemsize - 1)
         sound = found.astype(np.float32) / np.float32(scale)
         return window_of([(low, sound)], own_rate, start, stop, rate, self.name)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Self, cast
 
 import av
 import numpy as np
+from pydantic import TypeAdapter
 
 from mbt_core.media.clip import Clip
 from mbt_core.media.container import DECODER_OPTIONS
@@ -25,6 +26,7 @@ from mbt_core.media.shards import RATE, Facts, Shard, open_shard, packed
 SEEK_FROM, SEEK_BACK = 30 * RATE, 2 * RATE
 """Samples: where sound begins later it is sought, and so much before."""
 TINY = 1e-6  # seconds; less is rounding
+FACTS = TypeAdapter(Facts)
 
 
 class ShardClip:
@@ -72,10 +74,9 @@ class ShardClip:
     @cached_property
     def facts(self) -> Facts:
         """What the shard says of this clip. Raises `MediaError`."""
-        content = self._shard.read([self._member("json")])[0]
+        content = self._shard.read([self._member("json")], self.timeout)[0]
         try:
-            found = json.loads(content)["sources"][self._column]
-            return Facts(**found)
+            return FACTS.validate_python(json.loads(content)["sources"][self._column])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise MediaError(f"{self.name}: the shard does not describe it: {reason(error)}") from error
 
@@ -152,10 +153,10 @@ class ShardClip:
         begin = first - round(self.facts.origin * rate / RATE)
         if rate != RATE:
             return self._inside("flac").waveform(begin / rate, (begin + count) / rate, rate)
-        sound = self._shard.open(self._member(f"{self._column}.flac"))
+        sound = self._shard.open(self._member(f"{self._column}.flac"), self.timeout)
         try:
             return read_flac(sound, begin, count)
-        except (av.FFmpegError, ValueError, OverflowError) as error:
+        except (av.FFmpegError, ValueError, OverflowError, MemoryError) as error:
             raise MediaError(f"{self.name}: cannot decode its sound: {reason(error)}") from error
 
     @property
@@ -181,7 +182,7 @@ class ShardClip:
     def _inside(self, suffix: str) -> Clip:
         """The member with this suffix as a clip."""
         if suffix not in self._inner:
-            part = self._shard.open(self._member(f"{self._column}.{suffix}"))
+            part = self._shard.open(self._member(f"{self._column}.{suffix}"), self.timeout)
             self._inner[suffix] = Clip(part, f"{self.name}.{suffix}", timeout=self.timeout)
         return self._inner[suffix]
 
@@ -193,7 +194,7 @@ class ShardClip:
 
     def _decoded(self, records: np.ndarray) -> list[np.ndarray]:
         """[H, W, 3] uint8 of each record."""
-        contents = self._shard.read(list(records))
+        contents = self._shard.read(list(records), self.timeout)
         names = [f"{self.name}: {bytes(member).decode()}" for member in records["member"]]
         return [decode_jpeg(content, name) for content, name in zip(contents, names, strict=True)]
 

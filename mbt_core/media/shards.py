@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from pydantic import ConfigDict
 
 from mbt_core import remote
 from mbt_core.errors import MBTError
@@ -68,6 +69,8 @@ class Facts:
     payload: str = ""
     errors: dict[str, str] = field(default_factory=dict)
 
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # of a shard that somebody else has made
+
 
 def packed(path: str) -> tuple[str, str, str] | None:
     """(tar file, key, column) if `path` names a clip in a shard."""
@@ -96,8 +99,8 @@ class Ranges(Protocol):
 
     size: int
 
-    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (begin, length); fewer where the file ends."""
+    def read(self, spans: Sequence[tuple[int, int]], timeout: float) -> list[bytes]:
+        """The bytes of each (begin, length); fewer where the file ends. A server has `timeout` seconds to answer."""
 
 
 class LocalFile:
@@ -108,14 +111,15 @@ class LocalFile:
     """
 
     def __init__(self, path: str) -> None:
-        self._file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0)))
+        more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for a writer
+        self._file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | more))
         status = os.fstat(self._file.fileno())
         if not stat.S_ISREG(status.st_mode):
             self._file.close()
             raise OSError(f"{path}: not a file")
         self.size = status.st_size
 
-    def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read(self, spans: Sequence[tuple[int, int]], timeout: float) -> list[bytes]:
         """See `Ranges.read`."""
         return [os.pread(self._file.fileno(), length, begin) for begin, length in spans]
 
@@ -164,23 +168,23 @@ class Shard:
             raise MediaError(f"{self.path}: member {number} of its index is not inside it ({self._file.size} bytes)")
         return found
 
-    def read(self, records: Sequence[Any]) -> list[bytes]:
-        """The content of members, all asked for at the same time. Raises `MBTError`."""
+    def read(self, records: Sequence[Any], timeout: float) -> list[bytes]:
+        """The content of members, all asked for at the same time. Raises `MBTError`, at latest after `timeout` s."""
         spans = [(int(r["offset"]) - BLOCK, BLOCK + int(r["length"])) for r in records]
-        found = self._file.read(spans)
+        found = self._file.read(spans, timeout)
         for record, data, (_, length) in zip(records, found, spans, strict=True):
             self._check(record, data)
             if len(data) != length:
                 raise MediaError(f"{self.path}: truncated")
         return [data[BLOCK:] for data in found]
 
-    def open(self, record: Any) -> BinaryIO:
-        """A member as a file. Raises `MBTError`."""
+    def open(self, record: Any, timeout: float) -> BinaryIO:
+        """A member as a file, each reading of which may take `timeout` seconds. Raises `MBTError`."""
         offset, length = int(record["offset"]), int(record["length"])
         if length <= AT_ONCE:
-            return io.BytesIO(self.read([record])[0])
-        self._check(record, self._file.read([(offset - BLOCK, BLOCK)])[0])
-        return io.BufferedReader(Part(self._file, offset, length), AT_ONCE)
+            return io.BytesIO(self.read([record], timeout)[0])
+        self._check(record, self._file.read([(offset - BLOCK, BLOCK)], timeout)[0])
+        return io.BufferedReader(Part(self._file, offset, length, timeout), AT_ONCE)
 
     def _check(self, record: Any, data: bytes) -> None:
         """Raises `MediaError` unless the member's header in the tar file says what the index does."""
@@ -193,11 +197,12 @@ class Shard:
 
 
 def _copied_index(path: str, url: str, version: str) -> str:
-    """The copy of a far shard's index, made if there is none of this version of the shard. Raises `DataError`."""
+    """The copy of a far shard's index, made if there is none of this version of both. Raises `DataError`."""
     stem = path.removesuffix(".tar")
-    copy = Path(f"{stem}.{version}.index.npy")
+    index_url = url.removesuffix(".tar") + ".index.npy"
+    # of both: shards that are replaced may be there before their indices
+    copy = Path(f"{stem}.{version}-{remote.about(index_url)[1]}.index.npy")
     if not copy.is_file():
-        index_url = url.removesuffix(".tar") + ".index.npy"
         content = remote.fetch([index_url])[0]
         if content is None:
             raise MediaError(f"{index_url}: there is no such file")
@@ -216,8 +221,8 @@ def open_shard(path: str) -> Shard:
 class Part(io.RawIOBase):
     """A range of a file as a file of its own."""
 
-    def __init__(self, file: Ranges, begin: int, length: int) -> None:
-        self._file, self._begin, self._length = file, begin, length
+    def __init__(self, file: Ranges, begin: int, length: int, timeout: float) -> None:
+        self._file, self._begin, self._length, self._timeout = file, begin, length, timeout
         self._at = 0
 
     def readable(self) -> bool:
@@ -232,7 +237,7 @@ class Part(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = min(len(buffer), max(0, self._length - self._at))
-        found = self._file.read([(self._begin + self._at, wanted)])[0] if wanted else b""
+        found = self._file.read([(self._begin + self._at, wanted)], self._timeout)[0] if wanted else b""
         buffer[: len(found)] = found
         self._at += len(found)
         return len(found)

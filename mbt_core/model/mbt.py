@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import DEFAULT_TASK, MBTConfig
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
@@ -64,6 +65,7 @@ class MBT(nn.Module):
     Attributes:
         modalities: name -> `Modality` instance.
         classes: task -> names of its classes, if known; saved with the model.
+        saved_config: the configuration as it is saved: it tells what was in the files that belong to the model.
 
     Raises:
         ConfigError: for a wrong configuration.
@@ -102,6 +104,7 @@ class MBT(nn.Module):
         self.fusion: Fusion = strategy(fusion, self.backbone, names, **fusion.options)
         self.blocks = self._make_blocks(names)
         self.head = Head(self.config.head, self.backbone, self.config.pool, names)
+        self.saved_config = portable(self.config)
 
     def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
         """Set of blocks -> layer -> block; only the blocks that are used exist."""
@@ -257,10 +260,16 @@ class MBT(nn.Module):
         return int(self.config.pool == "cls") + self.backbone.registers
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes ``config.json`` and ``model.safetensors``, atomically each."""
+        """Writes ``config.json``, ``model.safetensors`` and ``files/`` that settings name, atomically each.
+
+        Raises:
+            DataError: if one of those files is gone, or has changed since the model was made.
+            MBTError: if something cannot be written.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        content = {"model": self.config.model_dump(mode="json"), "classes": self.classes}
+        copy_attached(self.config, self.saved_config, folder)
+        content = {"model": self.saved_config, "classes": self.classes}
         write_atomically(folder / "config.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
         write_safetensors(folder / "model.safetensors", self.state_dict())
 
@@ -290,7 +299,7 @@ class MBT(nn.Module):
         if not isinstance(content, dict) or "model" not in content:
             raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")
         try:
-            model = cls(content["model"])
+            model = cls(find_attached(content["model"], folder))
         except ConfigError as error:
             raise DataError(f"{folder / 'config.json'}: {error}") from None
         model.classes = content.get("classes", {})

@@ -12,10 +12,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mbt_core.files import write_atomically
 from mbt_core.page.colours import colour, themed
 from mbt_core.report.numbers import Reliability
 
@@ -95,6 +98,14 @@ def svg(figure: Figure, title: str) -> str:
     return themed(text)
 
 
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Writes ``NAME.png`` and ``NAME.svg``, on white."""
+    with _drawing():
+        for kind in ("png", "svg"):
+            options: Any = {"format": kind, "dpi": 150, "facecolor": "white"}
+            write_atomically(folder / f"{name}.{kind}", partial(figure.savefig, **options))
+
+
 def png(figure: Figure) -> np.ndarray:
     """As a picture on white, uint8 [H, W, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -115,31 +126,50 @@ def short(name: str) -> str:
     return shown if len(shown) <= LONGEST else f"{shown[:half]}\N{HORIZONTAL ELLIPSIS}{shown[-half:]}"
 
 
-def lines(drawn: Sequence[Line], ylabel: str = "", within: tuple[float, float] | None = None) -> Figure:
+Limits = tuple[float, float] | None
+
+
+def lines(drawn: Sequence[Line], within: Limits = None, xlabel: str = "step") -> Figure:
     """Values against the step. `within`: limits that values cannot leave."""
     with _figure(2.7) as (figure, axes):
-        for line in drawn:
-            if line.points:
-                marker: Any = {"marker": "o", "markersize": 3.5} if len(line.points) <= 30 and not line.faint else {}
-                width, opacity = 2.2 if line.bold else 1.3, 0.45 if line.faint else 1.0
-                axes.plot(
-                    *zip(*line.points, strict=True),
-                    color=colour(line.colour),
-                    linewidth=width,
-                    alpha=opacity,
-                    label=line.label,
-                    zorder=3 if line.bold else 2,
-                    **marker,
-                )
-        axes.set_xlabel("step")
-        axes.set_ylabel(ylabel)
-        axes.margins(x=0.02)
-        if within:
-            low, high = axes.get_ylim()
-            axes.set_ylim(max(within[0], low), min(within[1] + 0.02 * (within[1] - within[0]), high))
-        if sum(bool(line.points) for line in drawn) > 1:
-            axes.legend(loc="best", handlelength=1.4)
+        _lines(axes, drawn, within, xlabel)
     return figure
+
+
+def panels(drawn: Mapping[str, tuple[Sequence[Line], Limits]], xlabel: str) -> Figure:
+    """Several of `lines` beside one another: title -> its lines and limits."""
+    from matplotlib.figure import Figure
+
+    with _drawing():
+        figure = Figure(figsize=(WIDTH * len(drawn), 2.9), layout="constrained")
+        found: Any = figure.subplots(1, len(drawn), squeeze=False)
+        for axes, (title, (of, within)) in zip(found[0], drawn.items(), strict=True):
+            _lines(axes, of, within, xlabel)
+            axes.set_title(title, loc="left", fontweight="bold")
+    return figure
+
+
+def _lines(axes: Axes, drawn: Sequence[Line], within: Limits, xlabel: str) -> None:
+    for line in drawn:
+        if line.points:
+            marker: Any = {"marker": "o", "markersize": 3.5} if len(line.points) <= 30 and not line.faint else {}
+            width, opacity = 2.2 if line.bold else 1.3, 0.45 if line.faint else 1.0
+            axes.plot(
+                *zip(*line.points, strict=True),
+                color=colour(line.colour),
+                linewidth=width,
+                alpha=opacity,
+                label=line.label,
+                zorder=3 if line.bold else 2,
+                **marker,
+            )
+    axes.set_xlabel(xlabel)
+    axes.margins(x=0.02)
+    if within:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(within[0], low), min(within[1] + 0.02 * (within[1] - within[0]), high))
+    if sum(bool(line.points) for line in drawn) > 1:
+        axes.legend(loc="best", handlelength=1.4)
 
 
 def confusion(matrix_KK: np.ndarray, totals_K: np.ndarray, names: Sequence[str]) -> Figure:

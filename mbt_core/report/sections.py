@@ -175,7 +175,7 @@ def curves(left: Left) -> list[Drawn]:
         best = (min if lower_is_better(name) else max)(points[ALL], key=lambda point: point[1])
         caption = f"On val; best {shown(name, best[1])} at step {best[0]:,}"
         alone = "; each colour is what one modality's own prediction reaches" if any(points[m] for m in colours) else ""
-        found.append(Drawn(name, figures.lines(drawn_lines, within=_limits(metric)), f"{caption}{alone}."))
+        found.append(Drawn(name, figures.lines(drawn_lines, within=limits(metric)), f"{caption}{alone}."))
     for name, title, caption in (
         ("lr", "Learning rate", "As it was scheduled: warm-up, then a cosine down to zero."),
         ("clips_per_second", "Speed", "Clips a second in training."),
@@ -190,8 +190,9 @@ def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> 
     return [(line["step"], line[name]) for line in log if line["event"] == event and line.get(name) is not None]
 
 
-def _limits(metric: str) -> tuple[float, float] | None:
-    return (0.0, 1.0) if metric in ("top1", "top5", "mAP") else None
+def limits(name: str) -> tuple[float, float] | None:
+    """What the values of a metric cannot leave, where there is such a thing."""
+    return (0.0, 1.0) if _base(name) in ("top1", "top5", "mAP") else None
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> str:

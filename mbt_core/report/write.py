@@ -19,6 +19,7 @@ from mbt_core.page.html import render, write
 from mbt_core.report import figures, sections
 from mbt_core.report.clips import Drawer, Shown, choose, describe
 from mbt_core.report.left import Left, open_left
+from mbt_core.report.missing import drawn_curves
 from mbt_core.report.sections import Drawn, TaskSection
 from mbt_core.settings import to_yaml
 
@@ -122,6 +123,7 @@ def render_report(contents: Contents) -> str:
         headline=sections.headline(metrics, head, predictions) if predictions else [],
         metrics=sections.metrics_table(metrics, modalities),
         subsets=sections.subset_tables(predictions) if predictions else [],
+        missing=drawn_curves(predictions.about, head) if predictions else [],
         failed=[(predictions.ids[place], failed[place]) for place in list(failed)[:UNREADABLE]] if predictions else [],
         failures=len(failed),
         colours={n: f"var(--{c})" for n, c in names_of(modalities).items()} | {BOTTLENECKS: "var(--z)"},

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mbt_core.attached import portable
 from mbt_core.config import DataConfig, Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.manifest import Manifest
@@ -158,7 +159,7 @@ def differences(wanted: Experiment, found: Experiment) -> list[str]:
             ]
         return [] if one == other else [f"{path} is {other}, expected {one}"]
 
-    return compare(wanted.model_dump(mode="json"), found.model_dump(mode="json"), "")
+    return compare(portable(wanted), portable(found), "")
 
 
 class SharedCache:

@@ -55,7 +55,8 @@ def plan(
         inits: ``none``, or sources as ``model.pretrained`` takes them.
         tunes: of ``head``, ``fused``, ``all``.
         fractions: of the training rows, above 0 and at most 1.
-        cache_lower: compute what is frozen once, for all cells that have the same of it.
+        cache_lower: compute what is frozen once, for all cells that have the same of it; as ``train.cache_lower`` of
+            the flags.
 
     Raises:
         ConfigError: for starts of different geometry, or an unknown value.
@@ -78,7 +79,9 @@ def plan(
     if train.optimizer == "adamw" and not any(text.startswith("train.lr=") for text in flags.sets):
         lr = float(f"{lr * own.dim / width:.3g}")
     rates = {tune: {} if tune == "head" or lr == train.lr else {"train.lr": lr} for tune in tunes}
-    kept = {tune: {"train.cache_lower": True} if cache_lower and tune != "all" else {} for tune in tunes}
+    # where everything is trained nothing can be kept
+    keeps = cache_lower or train.cache_lower
+    kept = {tune: {"train.cache_lower": tune != "all"} if keeps else {} for tune in tunes}
     axes = (
         Axis(INIT, tuple(Point(_label(i), {"model.pretrained": given.get(i)}) for i in inits)),
         Axis(TUNE, tuple(Point(tune, {"train.tune": tune, **rates[tune], **kept[tune]}) for tune in tunes)),

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError
 from mbt_core.files import write_atomically
@@ -20,7 +21,10 @@ from mbt_core.version import __version__
 
 
 class RunFolder:
-    """``runs/NAME/``: ``config.yaml``, ``model.safetensors`` + ``config.json`` (best), ``state/`` (last), logs."""
+    """``runs/NAME/``: ``config.yaml``, ``model.safetensors`` + ``config.json`` (best), ``state/`` (last), logs.
+
+    And ``files/``, where a modality's settings name some (`mbt_core.attached`).
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -71,10 +75,16 @@ class RunFolder:
             )
 
     def start(self, experiment: Experiment, command: str) -> None:
-        """Creates the folder and writes ``config.yaml``. Raises `ConfigError` if the folder holds anything."""
+        """Creates the folder, writes ``config.yaml`` and copies the files that belong to the model.
+
+        Raises:
+            ConfigError: if the folder holds anything.
+        """
         self.check_unused()
+        tree = portable(experiment)
+        copy_attached(experiment, tree, self.path)
         header = "".join(f"# {line}\n" for line in _provenance(command))
-        write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(experiment), encoding="utf-8"))
+        write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(tree), encoding="utf-8"))
 
     def clean(self) -> None:
         """Removes what a killed process left half written."""
@@ -82,12 +92,17 @@ class RunFolder:
             left.unlink(missing_ok=True)
 
     def experiment(self) -> Experiment:
-        """The resolved experiment of the run. Raises `ConfigError` if this is no run folder, or they are wrong."""
+        """The resolved experiment of the run.
+
+        Raises:
+            ConfigError: if this is no run folder, or its ``config.yaml`` is wrong.
+            DataError: if a file that belongs to the model is gone or has changed.
+        """
         if not self.path.is_dir():
             raise ConfigError(f"{self.path}: no such run folder")
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
-        tree = read_yaml(self.config_file)
+        tree = find_attached(read_yaml(self.config_file), self.path)
         try:
             return validate(Experiment, tree)
         except ConfigError as error:

@@ -30,7 +30,7 @@ from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.training.events import Listener
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.mixup import Mixup
-from mbt_core.training.optimizer import lr_factor, make_optimizer, set_lr
+from mbt_core.training.optimizer import lr_factor, make_optimizer, set_lr, set_training
 from mbt_core.training.processes import Team
 from mbt_core.training.sharding import load_whole, whole_model, whole_state
 from mbt_core.training.state import Progress, load_optimizer, load_state, optimizer_tensors, save_state
@@ -208,7 +208,7 @@ class Trainer:
         seed = np.random.SeedSequence((config.seed, step, self.fabric.global_rank))
         torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
         rng = np.random.default_rng(seed)
-        self.wrapped.train()
+        set_training(self.wrapped)
         set_lr(self.optimizer, config.lr * lr_factor(step, self.plan.steps, config.warmup))
         # gradients are averaged over the processes: so every example weighs the same, on whichever it is
         weight /= self.team.world

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mbt_core.attached import portable
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.cache import disk_folder
 from mbt_core.data.collate import Batch, Preprocess
@@ -242,8 +243,7 @@ class Lower:
             room = f"those of all {count} clips are there already"
         return (
             f"the tokens that enter {self.where} are computed once and kept in {self.folder}: {room}. Every clip is "
-            "read as in evaluation: its middle, without augmentation; and there is neither dropout nor stochastic "
-            f"depth below {self.where}"
+            "read as in evaluation: its middle, without augmentation"
         )
 
     def _check_room(self, size: float, limit: float) -> None:
@@ -297,16 +297,16 @@ class _Maker:
 
 
 def fingerprint(model: MBT, layer: int, precision: str) -> str:
-    """Of all that decides the tokens that enter `layer`, but the clips: weights, configuration, code of the plugins,
-    files that the configuration names."""
+    """Of all that decides the tokens that enter `layer`, but the clips: weights, configuration with the content of the
+    files that belong to it, code of the plugins."""
     config = model.config
-    tree = config.model_dump(mode="json", exclude=ABOVE)
+    tree = {key: value for key, value in portable(config).items() if key not in ABOVE}
     if layer == config.fusion.layer:
         tree["fusion"] = layer
     tree |= {"backbone": model.backbone.model_dump(mode="json"), "layer": layer, "precision": precision}
     digest = hashlib.sha256(json.dumps([VERSION, __version__, tree], sort_keys=True).encode())
     for modality in model.modalities.values():
-        for file in [*_code(modality), *_named(modality)]:
+        for file in _code(modality):
             digest.update(file.read_bytes())
     for name, tensor in model.state_dict().items():
         if name.startswith("head.") or (layer == config.fusion.layer and is_above(name, layer)):
@@ -323,12 +323,6 @@ def _code(modality: Modality) -> list[Path]:
     except (OSError, TypeError):  # written at a prompt
         return []
     return sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
-
-
-def _named(modality: Modality) -> list[Path]:
-    """The files that a modality's settings name: a vocabulary, statistics."""
-    values = modality.config.model_dump(mode="json").values()
-    return [Path(value) for value in values if isinstance(value, str) and Path(value).is_file()]
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

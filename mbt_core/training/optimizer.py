@@ -13,6 +13,7 @@ from torch import nn
 from mbt_core.config import TrainConfig
 from mbt_core.errors import ConfigError
 from mbt_core.model import MBT
+from mbt_core.model.block import Block
 from mbt_core.training.sharding import is_sharded
 
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
@@ -53,6 +54,14 @@ def freeze(model: MBT, config: TrainConfig) -> None:
             model.get_parameter(name).requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("train.freeze: nothing is left to train")
+
+
+def set_training(model: nn.Module) -> None:
+    """Training mode, but for blocks in which nothing is trained: these draw nothing, as when their result is kept."""
+    model.train()
+    for block in model.modules():
+        if isinstance(block, Block) and not any(p.requires_grad for p in block.parameters()):
+            block.eval()
 
 
 def is_above(name: str, layer: int) -> bool:

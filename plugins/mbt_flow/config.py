@@ -7,13 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.schema import Auto, PictureConfig
 
-Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
 LARGEST_INTERVAL = 0.5
 
 
-class FlowConfig(ModalityConfig):
+class FlowConfig(PictureConfig):
     """Optical flow: by how many pixels each point moves to the right and down, computed from a video or stored.
 
     A displacement is in pixels of the picture scaled to `short_side`.
@@ -39,14 +38,8 @@ class FlowConfig(ModalityConfig):
     bound: PositiveFloat = 20.0
     """Displacements are clipped to this many pixels in both directions. Source jpeg: what the grey levels 0 and 255
     stand for."""
-    size: Sides = 224
-    """Height and width of the input, a number or [height, width]."""
-    patch: Sides = 16
-    """Height and width of a patch, a number or [height, width]."""
     tubelet: PositiveInt = 1
     """Fields of a patch."""
-    short_side: PositiveInt | None = None
-    """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
     std: PositiveFloat | Auto = "auto"
     """Displacements are divided by it; ``auto``: their root mean square in the training data."""
     random_crop: bool = True
@@ -57,29 +50,11 @@ class FlowConfig(ModalityConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> FlowConfig:
-        (height, width), (rows, columns) = self.sides, self.patch_sides
-        if rows > height or columns > width:
-            raise ValueError(f"patch {self.patch} is larger than size {self.size}")
         if self.tubelet > self.frames:
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
         if self.scaled_side < min(self.sides):
             raise ValueError(f"short_side {self.short_side} is less than the {min(self.sides)} pixels of the crop")
         return self
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(height, width) of the input."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def patch_sides(self) -> tuple[int, int]:
-        """(height, width) of a patch."""
-        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
-
-    @property
-    def scaled_side(self) -> int:
-        """Length of a scaled picture's shorter side."""
-        return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
 
     @property
     def span(self) -> float | None:

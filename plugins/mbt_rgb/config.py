@@ -9,15 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.schema import Auto, PictureConfig
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
 Range = tuple[PositiveFloat, PositiveFloat]
 Statistic = float | tuple[float, float, float]
 
 
-class RgbConfig(ModalityConfig):
+class RgbConfig(PictureConfig):
     """Frames of a video, or a still; the defaults are the paper's input.
 
     Of the augmentation, what the paper names is on: random crop, flip, colour jitter. Colour drop and scale jitter,
@@ -35,17 +34,11 @@ class RgbConfig(ModalityConfig):
     """Take every n-th frame of a video of `rate`, instead of spreading frames over `seconds` (released models: 2)."""
     rate: PositiveFloat = 25.0
     """Frames a second that `stride` counts in, whatever the file's own."""
-    size: Sides = 224
-    """Height and width of the input, a number or [height, width]."""
-    patch: Sides = 16
-    """Height and width of a patch, a number or [height, width]."""
     tubelet: PositiveInt = 1
     """Frames of a patch (released models: 2)."""
     sample_frames: PositiveInt | None = None
     """The tokenizer chooses this many of the frames by the reference's ``temporal_sampling`` and stacks them to one
     tall picture before it is cut into patches."""
-    short_side: PositiveInt | None = None
-    """Length to which a frame's shorter side is scaled before the crop; not given: size * 256 / 224."""
     mean: Statistic = 0.5
     """Subtracted from values in [0, 1]; a number or one per channel. 0.5 gives [-1, 1], as in the released models."""
     std: Statistic = 0.5
@@ -82,16 +75,13 @@ class RgbConfig(ModalityConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> RgbConfig:
-        (height, width), (rows, columns) = self.sides, self.patch_sides
-        if rows > height or columns > width:
-            raise ValueError(f"patch {self.patch} is larger than size {self.size}")
         if self.frames != "auto" and self.tubelet > self.frames:
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
         if self.sample_frames is not None and self.tubelet != 1:
             raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (came: {self.tubelet})")
-        if self.decoded_side < min(self.read_sides):
+        if self.scaled_side < min(self.read_sides):
             raise ValueError(
-                f"short_side {self.decoded_side} is less than the {min(self.read_sides)} pixels that a crop of size "
+                f"short_side {self.scaled_side} is less than the {min(self.read_sides)} pixels that a crop of size "
                 f"{self.size} {'with scale_jitter ' if self.scale_jitter else ''}takes"
             )
         ranges = {"scale_jitter": self.scale_jitter, "saturation": self.saturation, "contrast": self.contrast}
@@ -101,27 +91,12 @@ class RgbConfig(ModalityConfig):
         return self
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """(height, width) of the input."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def patch_sides(self) -> tuple[int, int]:
-        """(height, width) of a patch."""
-        return (self.patch, self.patch) if isinstance(self.patch, int) else self.patch
-
-    @property
     def read_sides(self) -> tuple[int, int]:
         """(height, width) of what `read` cuts out: with scale jitter enough for the smallest factor."""
         if self.scale_jitter is None:
             return self.sides
         height, width = (math.ceil(side / self.scale_jitter[0]) + 1 for side in self.sides)
         return height, width
-
-    @property
-    def decoded_side(self) -> int:
-        """Length of a decoded frame's shorter side."""
-        return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
 
     @property
     def length(self) -> int:

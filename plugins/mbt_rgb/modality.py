@@ -119,7 +119,7 @@ class Rgb(Modality):
 
     def decode_settings(self) -> dict[str, Any]:
         """How clips are decoded: what a cache of decoded clips has to know."""
-        return {"short_side": self.config.decoded_side}
+        return {"short_side": self.config.scaled_side}
 
     def times(self, window: Window) -> np.ndarray:
         """Seconds at which frames are taken, [T]: the middle of each of T equal parts of the window (the paper), or of
@@ -132,7 +132,7 @@ class Rgb(Modality):
     def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> dict[str, Tensor]:
         """Decodes, crops and flips; see `Modality.read`."""
         config = self.config
-        frames = _cover(clip.frames(self.times(window).tolist(), short_side=config.decoded_side), config.read_sides)
+        frames = _cover(clip.frames(self.times(window).tolist(), short_side=config.scaled_side), config.read_sides)
         # always as many numbers, so that one setting does not change what others draw
         draws = None if rng is None else rng.random(11)
         box = self._box(frames.shape[1:3], draws)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, field_validator
 
@@ -14,6 +14,7 @@ from mbt_core.schema import Auto, ModalityConfig
 class TextConfig(ModalityConfig):
     """A text: a cell of the manifest, a .txt file, or subtitles (.srt, .vtt) cut to the window."""
 
+    attached: ClassVar[tuple[str, ...]] = ("tokenizer",)
     kind: str = "text"
     """The kind of modality."""
     max_length: Annotated[int, Field(ge=2)] | Auto = "auto"
@@ -21,7 +22,7 @@ class TextConfig(ModalityConfig):
     at most 256."""
     tokenizer: str | None = None
     """A Hugging Face ``tokenizer.json`` (needs the extra ``text``); not given: every byte of UTF-8 is a token. A
-    relative path is kept as an absolute one."""
+    relative path is kept as an absolute one; a run has a copy of the file."""
     seconds: PositiveFloat | None = None
     """Length of the window of subtitles; null: all of the row's span."""
     token_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0

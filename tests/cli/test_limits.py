@@ -52,6 +52,7 @@ def test_cost_without_data_or_device():
         (["--world", 4], "how many clips"),
         (["--clips", 100], "--world N"),
         (["--speed", 100], "--world N"),
+        (["--world", 4, "--clips", 9, "--speed", 0], "--speed 0: expected clips a second, above 0"),
         (["--data", "here.csv", "--clips", 100], "leave out one"),
         (["--data", "here.csv", "--no-time"], "--no-time"),
         (["--data", "gone.csv"], "gone.csv: no such file"),

@@ -1,6 +1,7 @@
 """``mbt compare`` and ``mbt transfer`` on the command line."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -138,9 +139,12 @@ def test_transfer_from_an_earlier_run(flags, tmp_path):
     assert len(document["effects"][0]["differences"]) == 2
     default = mbt("transfer", "--init", f"none,{tmp_path / 'run'}", *flags, "--dry-run", "--out", tmp_path / "more")
     assert len(default.out.splitlines()) == 24
-    kept = mbt(*study[:-1], tmp_path / "kept", "--tune", "head,all", "--cache-lower", "--dry-run").out.splitlines()
-    assert len(kept) == 8
-    assert all(("train.tune=head" in line) == ("train.cache_lower=true" in line) for line in kept)
+    for number, flag in enumerate((["--cache-lower"], ["--set", "train.cache_lower=true"])):
+        place = tmp_path / f"kept{number}"
+        kept = mbt(*study[:-1], place, "--tune", "head,all", *flag, "--dry-run").out.splitlines()
+        assert len(kept) == 8
+        asked = ["=" + re.findall(r"train\.cache_lower=(\w+)", line)[-1] for line in kept]
+        assert asked == ["=true" if "train.tune=head" in line else "=false" for line in kept]
 
 
 def test_transfer_wants_numbers(flags):

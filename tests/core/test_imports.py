@@ -19,7 +19,7 @@ FLOORS = (
     {"hookspecs", "media", "picture", "schema", "tokens"},
     {"builtin", "kernels", "page", "patch", "plugins"},
     {"config", "modality", "settings"},
-    {"data", "recipes"},
+    {"attached", "data", "recipes"},
     {"model"},
     {"pretrained"},
     {"card", "conformance", "evaluate", "measure", "scaffold"},

@@ -1,5 +1,7 @@
 """Models to and from a hub, over its real protocol, on loopback."""
 
+from pathlib import Path
+
 import huggingface_hub
 import pytest
 import torch
@@ -9,6 +11,7 @@ from huggingface_hub import constants
 import mbt_core as mbt
 from fake_hub import SHA, TOKEN, running
 from mbt_core.errors import DataError, MBTError
+from toy.models import build_tiny
 
 
 @pytest.fixture
@@ -87,6 +90,21 @@ def test_a_model_alone(run, hub):
     assert hub.repos["org/bare"].keys() == {"config.json", "model.safetensors"}
     assert hub.private == {"org/bare"}
     assert mbt.MBT.from_pretrained("org/bare", revision=SHA).config == run.model.config
+
+
+@pytest.mark.usefixtures("logged_in", "toys")
+def test_files_that_belong_to_a_model_go_along(hub, tmp_path):
+    words = tmp_path / "words.txt"
+    words.write_text("one two")
+    build_tiny(count=1, modalities={"gamma": {"words": str(words)}}).float().push_to_hub("org/words")
+    words.unlink()
+    (copy,) = hub.repos["org/words"].keys() - {"config.json", "model.safetensors"}
+    assert hub.repos["org/words"][copy] == b"one two"
+    loaded = mbt.MBT.from_pretrained("org/words")
+    assert Path(loaded.config.modalities["gamma"].words).read_text() == "one two"
+    hub.repos["org/other"] = hub.repos["org/words"] | {copy: b"one three"}
+    with pytest.raises(DataError, match=r"words-\w+\.txt: has changed"):
+        mbt.MBT.from_pretrained("org/other")
 
 
 def test_a_local_folder_wins(run, hub, tmp_path, monkeypatch):

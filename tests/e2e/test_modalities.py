@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from all_modalities import make_clips
 from small import clips_of, mbt, read_csv, tiny_run, tiny_sets, write_csv
 
 SHAPES = ("disc", "square", "triangle")
@@ -76,3 +77,63 @@ def test_two_instances_of_one_kind(demo, tmp_path):
     names = [key for key in state if key.startswith("streams.left.") and state[key].ndim > 1]
     assert all((state[key] != state[key.replace("left", "right")]).any() for key in names if "pos" not in key)
     assert run.predict(demo.parent / "clips" / "test-00000.mp4")[0].modalities == ["left", "right"]
+
+
+ONE_BIT_EACH = (
+    "model.backbone.dim=64",
+    "model.backbone.depth=2",
+    "model.backbone.heads=2",
+    "model.fusion.layer=1",
+    "model.drop_path=0",
+    "modalities.rgb.frames=1",
+    "modalities.rgb.tubelet=1",
+    "modalities.rgb.size=32",
+    "modalities.rgb.short_side=32",
+    "modalities.audio.mel_bins=32",
+    "modalities.audio.patch=[16, 16]",
+    "modalities.flow.frames=2",
+    "modalities.flow.tubelet=1",
+    "modalities.flow.size=32",
+    "modalities.flow.short_side=32",
+    "modalities.flow.interval=0.125",
+    "modalities.flow.flip=0",
+    "train.modality_dropout=0.3",
+    "train.lr=0.003",
+    "data.val_fraction=0",
+    "data.workers=0",
+)
+
+
+@pytest.mark.slow  # one and two minutes
+@pytest.mark.parametrize(
+    ("modalities", "clips", "steps"),
+    [("rgb,audio,flow", (32, 32), 150), ("rgb,audio,flow,text,accel=signal,gyro=signal", (8, 4), 300)],
+    ids=["three", "six"],
+)
+def test_every_modality_tells_its_part(tmp_path, modalities, clips, steps):
+    """One manifest, files of all kinds. All modalities beat every subset by far, and each further one helps."""
+    pytest.importorskip("cv2")
+    names = [name.partition("=")[0] for name in modalities.split(",")]
+    data = make_clips(tmp_path, names, *clips)
+    sets = [x for s in (*ONE_BIT_EACH, f"train.steps={steps}") for x in ("--set", s)]
+    out = tmp_path / "run"
+    done = mbt("train", "--data", data, "--modalities", modalities, "--out", out, *sets)
+    assert done.code == 0, done.err
+
+    done = mbt("eval", out, "--subsets", "--json")
+    assert done.code == 0, done.err
+    top1 = {frozenset(key.split("+")): found["top1"] for key, found in json.loads(done.out)["subsets"].items()}
+    everything, examples = frozenset(names), 2 ** len(names) * clips[1]
+    for subset, found in top1.items():
+        print(f"{'+'.join(sorted(subset, key=names.index)):32} {found:.3f}")
+    assert len(top1) == 2 ** len(names) - 1
+    assert top1[everything] > 0.8
+    for subset, found in top1.items():
+        assert top1[everything] > 1.4 * found or subset == everything, subset
+        for name in everything - subset:
+            more = top1[subset | {name}]
+            noise = 3 * ((found * (1 - found) + more * (1 - more)) / examples) ** 0.5
+            assert more > found - noise, (subset, name)
+
+    [prediction] = json.loads(mbt("predict", out, tmp_path / "test-0000.mp4", "--json").out)
+    assert prediction["modalities"] == ["rgb", "audio", "flow"]

@@ -149,7 +149,7 @@ def test_the_released_settings():
     experiment = assemble(None, "audioset-mini-reference")[0]
     rgb, audio = experiment.modalities["rgb"], experiment.modalities["audio"]
     model, train = experiment.model, experiment.train
-    assert (rgb.frames, rgb.stride, rgb.rate, rgb.tubelet, rgb.decoded_side) == (32, 2, 25, 2, 256)
+    assert (rgb.frames, rgb.stride, rgb.rate, rgb.tubelet, rgb.scaled_side) == (32, 2, 25, 2, 256)
     assert (rgb.scale_jitter, rgb.colour_jitter, rgb.colour_drop, rgb.mean, rgb.std) == (
         (0.9, 1.33),
         0.8,

@@ -1,5 +1,7 @@
 """Settings of the anonymous modalities. Imports no torch."""
 
+from typing import ClassVar
+
 from pydantic import PositiveInt
 
 from mbt_core.schema import Auto, ModalityConfig
@@ -32,9 +34,12 @@ class BetaConfig(ModalityConfig):
 class GammaConfig(ModalityConfig):
     """A sequence of any length up to `longest`."""
 
+    attached: ClassVar[tuple[str, ...]] = ("words",)
     kind: str = "gamma"
     """The kind of modality."""
     features: PositiveInt = 3
     """Values of an element."""
     longest: PositiveInt = 6
     """Length that longer sequences are cut to."""
+    words: str | None = None
+    """A file that belongs to the model."""

@@ -190,6 +190,39 @@ def test_a_server_may_fail_now_and_then(folder, server):
         open_clip(there.row(5).sources["p"].path).has("frames")
 
 
+def test_a_server_that_does_not_answer(folder, server, monkeypatch):
+    there = read(f"{server.url}/shards")
+    with open_clip(there.row(0).sources["p"].path, timeout=0.3) as clip:
+        assert clip.has("frames")
+        server.going.clear()
+        with pytest.raises(DataError, match=r"shard-000000\.tar: cannot be read: no answer within 0\.3 s"):
+            clip.frames([0.0])
+        monkeypatch.setattr(remote, "TIMEOUT", 0.2)
+        for ask in (lambda: open_clip(there.row(5).sources["p"].path), lambda: located(f"{server.url}/shards")):
+            with pytest.raises(DataError, match=r"cannot be read: no answer within 0\.2 s"):
+                ask()
+        server.going.set()
+        assert clip.frames([0.0]).shape == (1, 48, 64, 3)
+
+
+def test_an_index_that_comes_after_its_shard(folder, server, tmp_path):
+    """Replaced shards of which one was read while they were copied there: nothing of before stays."""
+    there = read(f"{server.url}/shards")
+    packed(fakes.write_data(tmp_path / "data", 6), tmp_path / "other", short_side=24)
+    shutil.copy(tmp_path / "other/shard-000000.tar", folder)
+    with pytest.raises(DataError, match="its index is not its own"):
+        open_clip(there.row(0).sources["p"].path).frames([0.0])
+    shutil.copy(tmp_path / "other/shard-000000.index.npy", folder)
+    forget()
+    assert open_clip(there.row(0).sources["p"].path).frames([0.0]).shape == (1, 24, 32, 3)
+
+
+def test_many_small_files_are_copied_in_parts(folder, server, monkeypatch):
+    monkeypatch.setattr(remote, "AT_ONCE", 1)
+    assert len(read(f"{server.url}/shards")) == 6
+    assert len(server.of(".parquet")) == 2
+
+
 def test_what_is_wrong_is_said(folder, server):
     with pytest.raises(DataError, match=r"/nothing: no pack.json there; expected a folder of shards"):
         located(f"{server.url}/nothing")

@@ -2,6 +2,8 @@
 
 import io
 import json
+import math
+import os
 import tarfile
 
 import media_files
@@ -343,6 +345,53 @@ def test_an_index_is_not_trusted(data, tmp_path, field, value, message):
 
     change_index(tmp_path / "out", change)
     with pytest.raises(MediaError, match=message):
+        open_clip(first_of(tmp_path / "out")).has("frames")
+
+
+FACTS = {
+    "start": "late",
+    "stop": None,
+    "duration": math.inf,
+    "ends": 5,
+    "origin": "a",
+    "errors": ["none"],
+    "payload": 7,
+    "more": 1,
+}
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_are_not_trusted(data, tmp_path, name):
+    packed(data, tmp_path / "out")
+    tar, record = tmp_path / "out/shard-000000.tar", np.load(tmp_path / "out/shard-000000.index.npy")[0]
+    begin, end = int(record["offset"]), int(record["offset"] + record["length"])
+    content = tar.read_bytes()
+    facts = json.loads(content[begin:end])
+    facts["sources"]["path"][name] = FACTS[name]
+    changed = json.dumps(facts, separators=(",", ":")).encode().ljust(end - begin)
+    assert len(changed) == end - begin
+    tar.write_bytes(content[:begin] + changed + content[end:])
+    for ask in (lambda clip: clip.has("frames"), lambda clip: clip.frames([0.0]), lambda clip: clip.duration):
+        with open_clip(first_of(tmp_path / "out")) as clip, pytest.raises(MediaError, match="does not describe it"):
+            ask(clip)
+
+
+@pytest.mark.parametrize("told", [{"rows": 10**12}, {"rows": 10**400}, {"rows": 10**9, "shard_size": 1}])
+def test_no_more_shards_than_can_be_listed(data, tmp_path, told):
+    packed(data, tmp_path / "out")
+    file = tmp_path / "out/pack.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    with pytest.raises(DataError, match=r"pack\.json: at most 1,000,000,000 rows in 1,000,000 shards"):
+        read(tmp_path / "out", fakes.four())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nothing_waits_for_a_pipe(data, tmp_path):
+    packed(data, tmp_path / "out")
+    index = tmp_path / "out/shard-000000.index.npy"
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(MediaError, match="not a file"):
         open_clip(first_of(tmp_path / "out")).has("frames")
 
 

@@ -113,7 +113,7 @@ def test_what_cannot_be_exported_falls_back_or_is_said(tmp_path, monkeypatch):
         def forward(self, x):
             return x * float(x.mean() > 0) + x
 
-    model = build("late", 2, backbone={"depth": 1})
+    model = build("late", 2, backbone={"depth": 1}, fusion={"layer": 0})
     monkeypatch.setattr(type(model.modalities["alpha"]), "preprocessor", lambda self: Awkward())
     done = export(model, tmp_path / "m.pt2", "torch-export", ["alpha"])
     assert done.note.startswith("the model cannot be exported by torch.export")

@@ -81,6 +81,16 @@ def test_reading_counts_rows_bytes_and_failures(files):
     assert found.bytes_per_clip == pytest.approx(3_000_000, rel=0.01)
 
 
+def test_bytes_of_other_machines_are_not_known(files, monkeypatch):
+    """The system does not count what comes over connections, and nothing is not what was read."""
+    monkeypatch.setattr(limits, "packed", lambda path: ("here.tar", "0", "path"))
+    monkeypatch.setattr(limits, "url_of", lambda path: None)
+    assert reading(files(), [1, 2, 3], 9.0).bytes_per_clip == pytest.approx(3_000_000, rel=0.01)
+    monkeypatch.setattr(limits, "url_of", lambda path: f"s3://bucket/{path}")
+    found = reading(files(), [1, 2, 3], 9.0)
+    assert (found.bytes_per_clip, found.packed) == (None, True)
+
+
 @pytest.mark.parametrize(("rows", "message"), [([], "no row"), ([7, 7, 7], "none of 2 rows"), ([1], "one row")])
 def test_nothing_to_read(files, rows, message):
     with pytest.raises(DataError, match=message):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from media_files import sine, write_image, write_media
 
-from mbt_core.media import Clip, MediaError, decode_all
+from mbt_core.media import Clip, MediaError, decode_all, identity
 
 
 def write_folder(folder: Path, levels: dict[str, np.ndarray], suffix: str = ".png") -> Path:
@@ -25,6 +26,19 @@ def write_folder(folder: Path, levels: dict[str, np.ndarray], suffix: str = ".pn
 def levels() -> dict[str, np.ndarray]:
     ramp = np.arange(12, dtype=np.uint8)[:, None, None]
     return {"a": np.broadcast_to(10 * ramp, (12, 16, 24)), "b": np.broadcast_to(255 - ramp, (12, 16, 24))}
+
+
+def test_it_is_another_one_when_pictures_come_and_go(tmp_path):
+    for name in "uv":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "frame_01.jpg").write_bytes(b"1")
+        os.utime(tmp_path / name, (1, 1))
+    seen = [identity(str(tmp_path))]
+    for name in "uv":
+        (tmp_path / name / "frame_02.jpg").write_bytes(b"2")
+        seen.append(identity(str(tmp_path)))
+    assert seen[0] != seen[1] != seen[2] != seen[0]
+    assert identity(str(tmp_path)) == seen[2]
 
 
 def test_a_folder_is_an_array(tmp_path, levels):

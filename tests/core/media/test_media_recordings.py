@@ -1,5 +1,7 @@
 """Sound out of HDF5 files that hold a data set for each recording."""
 
+import re
+
 import media_files
 import numpy as np
 import pytest
@@ -80,6 +82,27 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"nothing" * 99)
     with open_clip(str(tmp_path / "x.h5/P01_01")) as clip, pytest.raises(MediaError, match=r"x\.h5: cannot open it"):
         clip.has("waveform")
+
+
+def test_damage_is_said(tmp_path):
+    """Each byte that describes what is in the file, changed: it is read, or why not is said."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.ones(100, np.float32), chunks=(50,), compression="gzip")
+        file["x"].attrs["sample_rate"] = 8000
+    content = path.read_bytes()
+    said = set()
+    for at in range(0, 2000, 7):
+        changed = bytearray(content)
+        changed[at] ^= 0x5A
+        path.write_bytes(changed)
+        try:
+            if exists(f"{path}/x"):
+                with open_clip(f"{path}/x") as clip:
+                    assert clip.waveform(0.0, 0.01, 8000).shape == (80,)
+        except MediaError as error:
+            said.add(re.search(r"a\.h5(?:/x)?: (cannot \w+|no recording|holds no|unusable)", str(error))[1])
+    assert {"cannot open", "cannot read"} <= said
 
 
 def test_rows_are_cut_and_packed(path, tone, tmp_path):

@@ -8,7 +8,8 @@ import torch
 
 import mbt_core as mbt
 from mbt_core.config import TrainConfig
-from mbt_core.training.optimizer import freeze, lr_factor, make_optimizer, parameter_groups, set_lr
+from mbt_core.model.block import Block
+from mbt_core.training.optimizer import freeze, lr_factor, make_optimizer, parameter_groups, set_lr, set_training
 from toy.models import build_tiny, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -160,3 +161,14 @@ def test_momentum_is_that_of_the_reference():
         expected = expected - rate * velocity
         optimizer.step()
         torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_only_blocks_with_nothing_trained_stay_in_evaluation():
+    model = build_tiny(count=2)
+    for frozen, expected in (([], []), (["blocks.gamma.*", "blocks.alpha.0.attn.*"], ["blocks.gamma"])):
+        freeze(model, TrainConfig(freeze=frozen))
+        set_training(model)
+        still = {n for n, m in model.named_modules() if isinstance(m, Block) and not m.training}
+        assert still == {f"{name}.{i}" for name in expected for i in range(3)}
+        assert model.training
+        assert all(stream.training for stream in model.streams.values())

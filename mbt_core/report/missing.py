@@ -1,0 +1,70 @@
+"""The curves of missing modalities: on the page of a run, and as files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbt_core.config import HeadConfig
+from mbt_core.evaluate.metrics import metric_names
+from mbt_core.evaluate.missing_modalities import Point, write_csv
+from mbt_core.evaluate.table import About, read_about
+from mbt_core.files import write_atomically
+from mbt_core.page.colours import names_of
+from mbt_core.report import figures
+from mbt_core.report.figures import Line
+from mbt_core.report.sections import Drawn, limits, shown
+
+NAME = "missing"
+XLABEL = "share of the rows that lose it"
+
+
+def write_missing(folder: Path, head: HeadConfig) -> list[Path]:
+    """Writes ``missing.csv``, ``missing.png`` and ``missing.svg`` beside the predictions of an evaluation.
+
+    Args:
+        folder: that has ``predictions.parquet``; see `mbt_core.evaluate.table.About`.
+        head: of the run: tasks and their kinds.
+
+    Returns:
+        What was written; nothing if all were unreadable.
+    """
+    points = _points(read_about(folder))
+    if not points:
+        return []
+    write_atomically(folder / f"{NAME}.csv", lambda path: write_csv(path, points))
+    drawn = {metric: (_lines(points, metric), limits(metric)) for metric in _main(head)}
+    figures.save(figures.panels(drawn, XLABEL), folder, NAME)
+    return [folder / f"{NAME}.{kind}" for kind in ("csv", "png", "svg")]
+
+
+def drawn_curves(about: About, head: HeadConfig) -> list[Drawn]:
+    """A figure for the main metric of each task; none if the evaluation does not tell."""
+    points = _points(about)
+    return [
+        Drawn(metric, figures.lines(_lines(points, metric), limits(metric), XLABEL), _caption(points, metric))
+        for metric in (_main(head) if points else [])
+    ]
+
+
+def _points(about: About) -> list[Point]:
+    return [Point(**point) for point in about.missing]
+
+
+def _main(head: HeadConfig) -> list[str]:
+    """The first metric of each task."""
+    first = {task: metric_names(head.kind_of(task), outputs)[0] for task, outputs in head.outputs.items()}
+    return [metric if head.tasks is None else f"{task}/{metric}" for task, metric in first.items()]
+
+
+def _lines(points: Sequence[Point], metric: str) -> list[Line]:
+    colours = names_of(dict.fromkeys(point.modality for point in points))
+    return [
+        Line(f"without {name}", colours[name], [(p.fraction, p.metrics[metric]) for p in points if p.modality == name])
+        for name in colours
+    ]
+
+
+def _caption(points: Sequence[Point], metric: str) -> str:
+    ends = [f"{shown(metric, p.metrics[metric])} when all lose {p.modality}" for p in points if p.fraction == 1]
+    return f"From {shown(metric, points[0].metrics[metric])} with whatever the clips have to {', '.join(ends)}."
