@@ -27,8 +27,9 @@ def load_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("too many brackets within brackets") from None
-    except ValueError as error:  # a date that is none, a number of too many digits
-        raise yaml.YAMLError(str(error)) from None
+    # a date that is none, a number of too many digits; the others where a tag's value is empty
+    except (ValueError, IndexError, AttributeError) as error:
+        raise yaml.YAMLError(f"a value is not what it is written or tagged as: {error}") from None
     finally:
         loader.dispose()
 

@@ -103,8 +103,10 @@ def _header(path: Path, names: list[str]) -> list[str]:
 
 
 def _parquet(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    names = _header(path, pa.parquet.read_schema(path).names)
-    return pa.parquet.read_table(path, columns=[name for name in names if wanted(name)] or names[:1]), names
+    found = pa.parquet.read_schema(path).names
+    names = dict(zip(found, _header(path, found), strict=True))
+    table = pa.parquet.read_table(path, columns=[old for old, name in names.items() if wanted(name)] or found[:1])
+    return table.rename_columns([names[old] for old in table.column_names]), list(names.values())
 
 
 def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
@@ -118,6 +120,7 @@ def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
         schema = pa.schema([(name, pa.string()) for name in dates])
         table = pa.json.read_json(path, options, pa.json.ParseOptions(explicit_schema=schema))
     names = _header(path, table.column_names)
+    table = table.rename_columns(names)
     return table.select([name for name in names if wanted(name)] or names[:1]), names
 
 

@@ -302,6 +302,9 @@ class MBT(nn.Module):
             model = cls(find_attached(content["model"], folder))
         except ConfigError as error:
             raise DataError(f"{folder / 'config.json'}: {error}") from None
+        except (RuntimeError, TypeError, OverflowError) as error:  # as torch refuses sizes
+            reason = str(error).partition("\n")[0]
+            raise DataError(f"{folder / 'config.json'}: no model of these sizes can be made: {reason}") from error
         model.classes = content.get("classes", {})
         model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 from mbt_core.config import DataConfig
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.tables import read_table
 from mbt_core.errors import DataError
 
 READS = {"p": "frames", "w": "text"}
@@ -59,6 +61,23 @@ def test_bom_blank_lines_and_spaces_in_the_header(tmp_path: Path) -> None:
     manifest = read(path)
     assert [manifest.row(i).id for i in range(len(manifest))] == ["a", "b"]
     assert manifest.row(1).sources["p"].path == str(tmp_path / "2.mp4")
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet", "m.jsonl"])
+def test_spaces_around_names_of_columns(tmp_path: Path, name: str) -> None:
+    spaced = [{f" {key} ": value or "x" for key, value in row.items()} for row in ROWS]
+    rows = [{key.strip(): value for key, value in row.items()} for row in spaced]
+    table = pa.Table.from_pylist(spaced)
+    path = tmp_path / name
+    if name == "m.parquet":
+        pq.write_table(table, path)
+    elif name == "m.jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in spaced), encoding="utf-8")
+    else:
+        pa.csv.write_csv(table, path)
+    found, names = read_table(path, {"id", "w"}.__contains__)
+    assert names == list(rows[0])
+    assert found.to_pylist() == [{"id": row["id"], "w": row["w"]} for row in rows]
 
 
 def test_parquet_with_typed_columns(tmp_path: Path) -> None:
