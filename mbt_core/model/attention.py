@@ -9,6 +9,7 @@ Shapes: B batch, H heads, N queries, K keys, E head width, G = B * H.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,11 @@ from torch.nn import functional as F
 
 SCORES = 2_500_000
 """Largest number of scores at a time and thread."""
-HAS_PRODUCTS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+HAS_PRODUCTS = (
+    platform.machine() in ("x86_64", "AMD64")
+    and torch.cpu._is_avx512_bf16_supported()
+    and not torch.cpu._is_amx_tile_supported()
+)
 """Whether the processor multiplies in bf16, but not by AMX, which PyTorch's fused attention makes use of."""
 
 
