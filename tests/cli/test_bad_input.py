@@ -123,7 +123,9 @@ RECIPES = {
     "bomb.yaml": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20)),
                   "not valid YAML: its aliases make more than 100,000 values of it"),
     "deep.yaml": ("a: " + "[" * 2000, "not valid YAML: too many brackets within brackets"),
-    "date.yaml": ("a: 2020-02-31\n", "not valid YAML: day is out of range for month"),
+    "date.yaml": ("a: 2020-02-31\n",
+                  "not valid YAML: a value is not what it is written or tagged as: day is out of range for month"),
+    "empty.yaml": ("a: !!float\n", "not valid YAML: a value is not what it is written or tagged as: string index..."),
 }  # fmt: skip
 FLAGS = {
     # arguments of `mbt train`: what is said
