@@ -1,4 +1,4 @@
-"""Reading and writing the small files of a run: atomic writes, and readers that never unpickle."""
+"""Reading and writing files: atomic writes, and readers that never unpickle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import get_ident
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mbt_core.errors import DataError, MBTError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
 SUMS = "crc32"
@@ -124,3 +125,16 @@ def _tensor_sum(tensors: Mapping[str, Tensor]) -> str:
         total = zlib.crc32(f"{name} {x.dtype} {list(x.shape)}".encode(), total)
         total = zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The columns of one Parquet file, checked: damaged ones can be read, and end the process where they are used.
+
+    Raises:
+        pyarrow.ArrowException, OSError: if the file is missing, malformed or damaged.
+    """
+    from pyarrow import parquet
+
+    table = parquet.read_table(path, columns=columns, partitioning=None)
+    table.validate(full=True)
+    return table

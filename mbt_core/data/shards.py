@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from mbt_core import remote
 from mbt_core.errors import DataError
-from mbt_core.files import read_json, write_atomically
+from mbt_core.files import read_json, read_parquet, write_atomically
 
 FILE = "pack.json"
 REPORT_FILE = "report.json"
@@ -179,7 +179,7 @@ def read_shards(folder: Path, wanted: Callable[[str], bool]) -> tuple[pa.Table, 
             raise DataError(f"{path}: a link, expected a file")
         try:
             names = names or pa.parquet.read_schema(path).names
-            table = pa.parquet.read_table(path, columns=[n for n in names if wanted(n)] or names[:1], partitioning=None)
+            table = read_parquet(path, [n for n in names if wanted(n)] or names[:1])
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"{path}: malformed: {' '.join(str(error).split())[:300]}") from None
         if table.num_rows != len(packing.rows_of(shard)):

@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
+from mbt_core.files import read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24
@@ -105,7 +106,7 @@ def _header(path: Path, names: list[str]) -> list[str]:
 def _parquet(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     found = pa.parquet.read_schema(path).names
     names = dict(zip(found, _header(path, found), strict=True))
-    table = pa.parquet.read_table(path, columns=[old for old, name in names.items() if wanted(name)] or found[:1])
+    table = read_parquet(path, [old for old, name in names.items() if wanted(name)] or found[:1])
     return table.rename_columns([names[old] for old in table.column_names]), list(names.values())
 
 
@@ -119,6 +120,7 @@ def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     if dates:
         schema = pa.schema([(name, pa.string()) for name in dates])
         table = pa.json.read_json(path, options, pa.json.ParseOptions(explicit_schema=schema))
+    table.validate(full=True)
     names = _header(path, table.column_names)
     table = table.rename_columns(names)
     return table.select([name for name in names if wanted(name)] or names[:1]), names

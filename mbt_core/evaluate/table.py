@@ -23,7 +23,7 @@ from mbt_core.errors import DataError
 from mbt_core.evaluate.evaluator import FUSED, Evaluation, Subset
 from mbt_core.evaluate.missing_modalities import missing_curves
 from mbt_core.evaluate.subsets import confusion
-from mbt_core.files import write_atomically
+from mbt_core.files import read_parquet, write_atomically
 from mbt_core.remote import address
 
 FILE = "predictions.parquet"
@@ -170,7 +170,10 @@ def read_predictions(folder: Path, head: HeadConfig) -> Predictions:
     """
     path = folder / FILE
     notes = _notes(path)
-    table = pa.parquet.read_table(path).combine_chunks()
+    try:
+        table = read_parquet(path).combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     errors = table["error"].to_pylist()
     ids, split = table["id"].to_pylist(), table["split"][0].as_py() if errors else ""
     count = sum(error is None for error in errors)

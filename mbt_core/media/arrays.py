@@ -66,7 +66,9 @@ def load_parquet(file: BinaryIO) -> np.ndarray:
 
     opened = parquet.ParquetFile(file)
     check_size(8 * opened.metadata.num_rows * opened.metadata.num_columns)
-    return from_table(opened.read())
+    table = opened.read()
+    table.validate(full=True)  # damaged columns can be read, and end the process where they are used
+    return from_table(table)
 
 
 def from_table(table: Any) -> np.ndarray:
