@@ -101,7 +101,9 @@ def test_damage_is_said(tmp_path):
                 with open_clip(f"{path}/x") as clip:
                     assert clip.waveform(0.0, 0.01, 8000).shape == (80,)
         except MediaError as error:
-            said.add(re.search(r"a\.h5(?:/x)?: (cannot \w+|no recording|holds no|unusable)", str(error))[1])
+            # what is found beside these depends on the times that the file holds
+            assert "a.h5" in str(error)
+            said |= set(re.findall(r"a\.h5(?:/x)?: (cannot \w+)", str(error)))
     assert {"cannot open", "cannot read"} <= said
 
 
