@@ -102,7 +102,6 @@ def test_damage_is_said(tmp_path):
                     assert clip.waveform(0.0, 0.01, 8000).shape == (80,)
         except MediaError as error:
             # what is found beside these depends on the times that the file holds
-            assert "a.h5" in str(error)
             said |= set(re.findall(r"a\.h5(?:/x)?: (cannot \w+)", str(error)))
     assert {"cannot open", "cannot read"} <= said
 
