@@ -8,7 +8,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import av
@@ -16,6 +15,7 @@ import numpy as np
 
 from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
+from mbt_core.media.closing import Closing
 from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.folders import FrameFolder, PictureFolder, numbering
@@ -30,7 +30,7 @@ LACKS = {Reads.FRAMES: "it has no video stream", Reads.WAVEFORM: "it has no audi
 FAILURES = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, EOFError)
 
 
-class Clip:
+class Clip(Closing):
     """One media file, or its bytes: opened when first read, once for all who read it, and closed by `close`.
 
     Its suffix tells what it offers: .npy, .npz, .csv and .parquet an array, .txt, .srt and .vtt a text, everything else
@@ -74,14 +74,6 @@ class Clip:
         clip = cls(text.encode(), name)
         clip._suffix = TEXTS[0]
         return clip
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r})"

@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from mbt_core.errors import ConfigError
+from mbt_core.media.closing import Closing
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import FILTER_MARGIN, MAX_RATE, window_of
@@ -58,7 +58,7 @@ def _open(path: str) -> Any:
         return h5py.File(path, "r", locking=False)
 
 
-class Recording:
+class Recording(Closing):
     """One recording, with the reading methods of `Clip` for sound.
 
     The file is open while the clip is: a process that is forked must not share it.
@@ -73,14 +73,6 @@ class Recording:
             raise MediaError(f"{path}: there is no such file")
         self.name = path
         self._path, self._key = place
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the file. Reading again opens it again."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Any, BinaryIO, Self, cast
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
 from pydantic import TypeAdapter
 
 from mbt_core.media.clip import Clip
+from mbt_core.media.closing import Closing
 from mbt_core.media.container import DECODER_OPTIONS
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.jpegs import decode_jpeg
@@ -29,7 +29,7 @@ TINY = 1e-6  # seconds; less is rounding
 FACTS = TypeAdapter(Facts)
 
 
-class ShardClip:
+class ShardClip(Closing):
     """One column of a packed clip, with the reading methods of `Clip`.
 
     Within the seconds that are held it gives what the clip gives, but for what JPEG changes and frames that ``--fps``
@@ -47,14 +47,6 @@ class ShardClip:
         self.name, self.timeout = path, timeout
         self._tar, self._key, self._column = place
         self._inner: dict[str, Clip] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Frees the decoders; the shard stays open."""
