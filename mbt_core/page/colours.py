@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 PALETTE = {
-    "text": ("#1d2129", "#e7eaee"),
+    "ink": ("#1d2129", "#e7eaee"),
     "soft": ("#5b6472", "#a2abb8"),
     "page": ("#f6f7f9", "#14171b"),
     "card": ("#fefefe", "#1d2126"),

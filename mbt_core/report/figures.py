@@ -38,7 +38,7 @@ STYLE: Any = {
     **{"font.size": 9.5, "axes.titlesize": 10, "axes.labelsize": 9.5, "legend.fontsize": 9, "legend.frameon": False},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "axes.axisbelow": True},
     **{"grid.color": colour("line"), "grid.linewidth": 0.8, "axes.edgecolor": colour("z"), "axes.linewidth": 0.8},
-    **{"text.color": colour("text"), "axes.labelcolor": colour("soft"), "axes.titlecolor": colour("text")},
+    **{"text.color": colour("ink"), "axes.labelcolor": colour("soft"), "axes.titlecolor": colour("ink")},
     **{"xtick.color": colour("soft"), "ytick.color": colour("soft"), "xtick.major.size": 3, "ytick.major.size": 3},
     **{"figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none"},
     **{"svg.fonttype": "none", "text.parse_math": False, "lines.solid_capstyle": "round"},
@@ -192,7 +192,7 @@ def confusion(matrix_KK: np.ndarray, totals_K: np.ndarray, names: Sequence[str])
             box: Any = {"facecolor": colour("accent" if right else "m1"), "alpha": 0.12 + 0.88 * share, "linewidth": 0}
             axes.add_patch(Rectangle((column - 0.48, row - 0.48), 0.96, 0.96, **box))
             if K <= 20:
-                ink = "card" if share > 0.55 else "text"
+                ink = "card" if share > 0.55 else "ink"
                 where: Any = {"ha": "center", "va": "center", "fontsize": 9 if K <= 12 else 7}
                 axes.text(column, row, str(matrix_KK[row, column]), color=colour(ink), **where)
         labels = [short(name) for name in names]

@@ -169,7 +169,7 @@ def curves(left: Left) -> list[Drawn]:
         if not points[ALL]:
             continue
         drawn_lines = [
-            Line(source, colours.get(source, "text"), found_points, source == ALL)
+            Line(source, colours.get(source, "ink"), found_points, source == ALL)
             for source, found_points in reversed(points.items())
         ]
         best = (min if lower_is_better(name) else max)(points[ALL], key=lambda point: point[1])
@@ -311,7 +311,7 @@ def _calibration(task: str, kind: TaskKind, found: Evaluation, modalities: Seque
         here = found.present.get(source, torch.ones(len(found.index), dtype=torch.bool))
         curve = reliability(kind, logits[task][here], found.targets[task][here])
         if curve is not None:
-            curves_of[source or ALL] = (colours.get(source, "text"), curve)
+            curves_of[source or ALL] = (colours.get(source, "ink"), curve)
     if ALL not in curves_of:
         return []
     errors = ", ".join(f"{name} {percent(curve.error)}" for name, (_, curve) in curves_of.items())
