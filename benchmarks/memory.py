@@ -54,6 +54,8 @@ def measure(given: argparse.Namespace, precision: str, checkpointing: bool) -> d
         apart(given, Setting(device, precision, size, False, "wall"), checkpointing) / GIB for size in (few, many)
     )
     clip = (high - low) / (many - few)
+    if clip < 0.01 * low:  # what is highest is not the backward pass, but weights, gradients and the optimiser
+        raise SystemExit(f"batches of {few} and {many} take {low:.2f} and {high:.2f} GiB: larger ones would tell more")
     fixed = low - few * clip
     return {
         "precision": precision,

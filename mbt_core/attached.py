@@ -59,8 +59,13 @@ def copy_attached(config: MBTConfig | Experiment, saved: Mapping[str, Any], fold
             write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))  # type: ignore[misc]
 
 
-def find_attached(saved: Any, folder: Path) -> Any:
+def find_attached(saved: Any, folder: Path, only_copies: bool = True) -> Any:
     """A configuration as it was saved, with the paths of the attached files in `folder`; not validated yet.
+
+    Args:
+        saved: the configuration's tree; changed in place.
+        folder: of the run or model.
+        only_copies: every path must be that of a copy; else others stay as they are: a recipe may name its own.
 
     Raises:
         DataError: if it names another place, or a file is gone or has another content than when it was saved.
@@ -68,6 +73,8 @@ def find_attached(saved: Any, folder: Path) -> Any:
     for where, settings, key in _attached(saved):
         name = settings[key]
         if not isinstance(name, str) or not COPY.fullmatch(name):
+            if not only_copies:
+                continue
             raise DataError(f"{where}: {name!r} is no file of {folder}; expected files/{key}-DIGEST, as saving writes")
         path = folder / name
         _check(path, name, where)

@@ -8,6 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mbt_core.attached import find_attached
 from mbt_core.config import Experiment, check_name
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
@@ -39,6 +40,7 @@ def read_recipe(name: str) -> Recipe:
 
     Raises:
         ConfigError: listing the known ones, if it is neither.
+        DataError: if it is a run's ``config.yaml``, and a file that belongs to the model is gone or has changed.
     """
     recipes = registry().recipes
     path = recipes[name].spec.path if name in recipes else Path(name)
@@ -46,7 +48,7 @@ def read_recipe(name: str) -> Recipe:
         if path.suffix in (".yaml", ".yml"):
             raise ConfigError(f"--recipe {name}: no such file")
         raise ConfigError(unknown("recipe", name, recipes) + "; or give a YAML file")
-    tree = read_yaml(path)
+    tree = find_attached(read_yaml(path), path.parent, only_copies=False)
     header = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
     return Recipe(name, "\n".join(line.lstrip("#").strip() for line in header).strip(), tree)
 

@@ -62,7 +62,7 @@ def scenic(
 @app.command()
 def onnx(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="File to write: .onnx; what is to be known of it beside it as .json.")],
+    out: Annotated[Path, typer.Option(help="File to write: .onnx; what is to be known of it goes to .onnx.json.")],
     modalities: SubsetOption = None,
     preprocessed: PreprocessedOption = False,
 ) -> None:
@@ -73,7 +73,7 @@ def onnx(
 @app.command()
 def torch_export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option(help="File to write: .pt2; what is to be known of it beside it as .json.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt2; what is to be known of it goes to .pt2.json.")],
     modalities: SubsetOption = None,
     preprocessed: PreprocessedOption = False,
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import as_completed as completed
@@ -254,7 +255,7 @@ class Packer:
     def pack_shard(self, shard: int) -> None:
         """Writes a shard's tar file, its index, and then its table."""
         name, rows = name_of(shard), self.packing.rows_of(shard)
-        records: list[tuple[bytes, bytes, int, int, float]] = []
+        records: list[tuple[bytes, bytes, int, int, float, int]] = []
         cells: list[dict[str, str]] = []
         report: dict[str, Any] = {"rows": len(rows), "frames": 0, "missing": 0, "unreadable": 0, "examples": []}
 
@@ -264,7 +265,8 @@ class Packer:
                     key = key_of(row)
                     for member, content, time in found.members:
                         full = f"{key}.{member}"
-                        records.append((key.encode(), full.encode(), tar.offset + BLOCK, len(content), time))
+                        place = (tar.offset + BLOCK, len(content), time, zlib.crc32(content))
+                        records.append((key.encode(), full.encode(), *place))
                         entry = tarfile.TarInfo(full)
                         entry.size = len(content)
                         tar.addfile(entry, io.BytesIO(content))

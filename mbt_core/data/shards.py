@@ -24,7 +24,7 @@ from mbt_core.files import read_json, read_parquet, write_atomically
 FILE = "pack.json"
 REPORT_FILE = "report.json"
 CLASSES_FILE = "classes.json"
-VERSION = 1
+VERSION = 2
 MOST_ROWS, MOST_SHARDS = 10**9, 10**6
 """More are refused: lists as long as a damaged ``pack.json`` says would not fit into memory."""
 REPORT = b"report"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from mbt_core.attached import copy_attached
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.export.graph import Graph, Input, first_line
@@ -40,7 +41,8 @@ class Exported:
     """An exported file.
 
     Args:
-        path: the model; beside it lies the metadata as ``.json``, and the weights as ``.data`` beyond 2 GB.
+        path: the model; beside it lies the metadata (its name and ``.json``), a copy of each file that belongs to the
+            model (``files/``), and the weights as ``.data`` beyond 2 GB.
         metadata: inputs, outputs, classes, versions.
         difference: largest difference of logits from the model's.
         note: why the inputs are preprocessed though samples were asked for; None: they are what was asked for.
@@ -126,7 +128,8 @@ def _export(graph: Graph, out: Path, to: Format, experiment: Experiment | None, 
             written = Path(folder) / out.name
             (_write_onnx if to == "onnx" else _write_torch)(program, graph, written, text)
             difference = compare(graph, (_run_onnx if to == "onnx" else _run_torch)(written))
-            written.with_suffix(".json").write_text(text, encoding="utf-8")
+            written.with_name(f"{out.name}.json").write_text(text, encoding="utf-8")
+            copy_attached(graph.model.config, graph.model.saved_config, out.parent)
             for file in Path(folder).iterdir():
                 os.replace(file, out.parent / file.name)
     except OSError as error:
@@ -227,7 +230,7 @@ def describe(graph: Graph, to: Format, experiment: Experiment | None) -> dict[st
             for task, count in head.outputs.items()
         },
         "views": None if experiment is None else experiment.evaluate.views,
-        "model": model.config.model_dump(mode="json", exclude={"pretrained"}),
+        "model": {key: value for key, value in model.saved_config.items() if key != "pretrained"},
     }
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -33,8 +34,11 @@ from mbt_core.media.errors import MediaError, reason
 
 BLOCK = 512
 """Bytes of a member's header; its content begins at a multiple of them."""
-INDEX = np.dtype([("key", "S16"), ("member", "S100"), ("offset", "<i8"), ("length", "<i8"), ("time", "<f8")])
-"""Key of the clip, name of the member, where its content is in bytes, and for frames the second they are shown from."""
+INDEX = np.dtype(
+    [("key", "S16"), ("member", "S100"), ("offset", "<i8"), ("length", "<i8"), ("time", "<f8"), ("crc", "<u4")]
+)
+"""Key of the clip, name of the member, where its content is in bytes, for frames the second they are shown from, and
+CRC-32 of the content: decoders make some picture of damaged JPEGs, too."""
 RATE = 16_000
 """Samples a second of packed sound."""
 LARGEST = 1 << 30
@@ -176,10 +180,17 @@ class Shard:
             self._check(record, data)
             if len(data) != length:
                 raise MediaError(f"{self.path}: truncated")
-        return [data[BLOCK:] for data in found]
+        contents = [data[BLOCK:] for data in found]
+        for record, content in zip(records, contents, strict=True):
+            if zlib.crc32(content) != record["crc"]:
+                raise MediaError(f"{self.path}: member {name_in(record)!r} is damaged; pack or copy the shard again")
+        return contents
 
     def open(self, record: Any, timeout: float) -> BinaryIO:
-        """A member as a file, each reading of which may take `timeout` seconds. Raises `MBTError`."""
+        """A member as a file, each reading of which may take `timeout` seconds. Raises `MBTError`.
+
+        Of one that is read in pieces the checksum is not tested.
+        """
         offset, length = int(record["offset"]), int(record["length"])
         if length <= AT_ONCE:
             return io.BytesIO(self.read([record], timeout)[0])
@@ -193,7 +204,12 @@ class Shard:
         length = header[124:136].rstrip(b"\0 ")
         regular = header[156:157] in (b"0", b"\0")
         if name != bytes(record["member"]) or length != b"%011o" % int(record["length"]) or not regular:
-            raise MediaError(f"{self.path}: its index is not its own, at member {bytes(record['member'])!r}")
+            raise MediaError(f"{self.path}: its index is not its own, at member {name_in(record)!r}")
+
+
+def name_in(record: Any) -> str:
+    """The name of the member that a record of the index tells of."""
+    return bytes(record["member"]).decode(errors="replace")
 
 
 def _copied_index(path: str, url: str, version: str) -> str:

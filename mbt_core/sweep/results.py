@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from mbt_core.files import write_atomically
 from mbt_core.resolve import MAIN, monitored
 from mbt_core.sweep.cost import Cost, cost_of
 from mbt_core.sweep.grid import Cell, short
+from mbt_core.sweep.left_out import scores_without
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import read_metrics
 from mbt_core.training.state import read_progress
@@ -38,6 +40,7 @@ class Result:
         cost: of the model.
         curve: (step, value) of the monitored metric on val, or of the training loss where there is no val.
         curve_name: what the curve is of.
+        folder: of the run, once it is finished.
     """
 
     cell: Cell
@@ -51,12 +54,18 @@ class Result:
     cost: Cost | None = None
     curve: tuple[tuple[int, float], ...] = ()
     curve_name: str = ""
+    folder: RunFolder | None = None
 
     @property
     def score(self) -> float | None:
         """Mean of the main metrics."""
         values = [self.metrics[name] for name in self.main if name in self.metrics]
         return sum(values) / len(values) if values else None
+
+    @cached_property
+    def left_out(self) -> tuple[float, ...]:
+        """`score` without each group of the test examples in turn; see `mbt_core.sweep.left_out`."""
+        return scores_without(self.folder, self.main) if self.folder and self.split == "test" else ()
 
 
 @dataclass(frozen=True)
@@ -124,6 +133,7 @@ def read_result(cell: Cell, folder: RunFolder) -> Result:
             if line.get(curve_name) is not None and line["event"] == ("step" if curve_name == "loss" else "val")
         ),
         curve_name=curve_name,
+        folder=folder,
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 
 from mbt_core.config import BackboneConfig
 from mbt_core.errors import ConfigError
@@ -14,6 +14,7 @@ from mbt_core.kernels import VitWeights
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.sources import open_source
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
+from mbt_core.sweep.left_out import standard_error
 from mbt_core.sweep.results import Result
 
 NONE = "none"
@@ -174,24 +175,31 @@ class Effect:
         init, baseline: the starts.
         condition: (tuning, share); None: mean over all conditions.
         differences: one per seed.
+        left_out: their mean without each group of the test examples in turn; empty where there is no test split.
     """
 
     init: str
     baseline: str
     condition: tuple[str, str] | None
     differences: tuple[float, ...]
+    left_out: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.differences)
+        return fmean(self.differences)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % by Student's t over the seeds; None for one seed."""
+        """95 %, of another training and of another test split: both by Student's t, as of independent causes.
+
+        None for one seed. What differs between seeds for some examples only counts in both, so it is rather too wide.
+        """
         n = len(self.differences)
         if n < 2:
             return None
-        half = t_quantile(n - 1) * statistics.stdev(self.differences) / math.sqrt(n)
+        half = t_quantile(n - 1) * stdev(self.differences) / math.sqrt(n)
+        if self.left_out:
+            half = math.hypot(half, t_quantile(len(self.left_out) - 1) * standard_error(self.left_out))
         return self.mean - half, self.mean + half
 
     @property
@@ -227,26 +235,37 @@ def effects(results: Sequence[Result]) -> list[Effect]:
 
     Overall takes the seeds for which every condition is finished from both starts.
     """
-    scores: dict[str, dict[tuple[str, str], dict[int, float]]] = {}
+    scores: dict[str, dict[tuple[str, str], dict[int, Result]]] = {}
     conditions = list(dict.fromkeys(_condition(r) for r in results))
     for r in results:
         by_seed = scores.setdefault(r.cell.labels[INIT], {}).setdefault(_condition(r), {})
         if r.status == "finished" and r.score is not None:
-            by_seed[r.cell.seed] = r.score
+            by_seed[r.cell.seed] = r
     baseline = NONE if NONE in scores else next(iter(scores))
     found = []
     for init in scores:
         if init == baseline:
             continue
         pairs = {
-            c: {s: v - scores[baseline][c][s] for s, v in scores[init][c].items() if s in scores[baseline][c]}
+            c: {s: (r, scores[baseline][c][s]) for s, r in scores[init][c].items() if s in scores[baseline][c]}
             for c in conditions
         }
         whole = [s for s in next(iter(pairs.values())) if all(s in pair for pair in pairs.values())]
-        overall = tuple(statistics.fmean(pair[s] for pair in pairs.values()) for s in whole)
-        found += [Effect(init, baseline, None, overall)] if overall else []
-        found += [Effect(init, baseline, c, tuple(pair.values())) for c, pair in pairs.items() if pair]
+        overall = [[pair[s] for pair in pairs.values()] for s in whole]
+        found += [_effect(init, baseline, None, overall)] if overall else []
+        found += [_effect(init, baseline, c, [[p] for p in pair.values()]) for c, pair in pairs.items() if pair]
     return found
+
+
+def _effect(
+    init: str, baseline: str, condition: tuple[str, str] | None, seeds: Sequence[Sequence[tuple[Result, Result]]]
+) -> Effect:
+    """Of the pairs (from `init`, from `baseline`) of every seed."""
+    differences = tuple(fmean((a.score or 0.0) - (b.score or 0.0) for a, b in pairs) for pairs in seeds)
+    every = [(a.left_out, b.left_out) for pairs in seeds for a, b in pairs]
+    lengths = {len(scores) for both in every for scores in both}
+    groups = range(lengths.pop() if len(lengths) == 1 else 0)
+    return Effect(init, baseline, condition, differences, tuple(fmean(a[g] - b[g] for a, b in every) for g in groups))
 
 
 def _condition(result: Result) -> tuple[str, str]:
@@ -276,8 +295,11 @@ def verdict(found: Sequence[Effect], metric: str) -> str:
         paragraphs.append(text)
     if not paragraphs:
         paragraphs.append("No verdict over all conditions yet: no seed is finished in all of them.")
+    tested = "; they tell nothing of how another test split would come out"
+    if all(effect.left_out for effect in found):
+        tested = " and over the examples of the test split"
     paragraphs.append(
-        "The intervals are over seeds (initial weights, order, augmentation), paired; they tell nothing of how another "
-        "test split would come out, and a single condition may stand out by chance."
+        f"The intervals are paired, over seeds (initial weights, order, augmentation){tested}. A single condition may "
+        "stand out by chance."
     )
     return "\n\n".join(paragraphs)

@@ -12,7 +12,7 @@ def test_torch_export_of_one_modality(run, tmp_path):
     assert done.code == 0, done.err
     assert done.out.startswith("m.pt2: audio float32 ['batch', 1, ")
     assert "-> kind/logits, sum/logits, kind/logits[audio], sum/logits[audio]; largest difference" in done.out
-    about = json.loads((tmp_path / "m.json").read_text())
+    about = json.loads((tmp_path / "m.pt2.json").read_text())
     [port] = about["inputs"]
     x = torch.randn(4, *port["shape"][1:])
     with torch.no_grad():

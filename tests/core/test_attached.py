@@ -11,6 +11,7 @@ import mbt_core as mbt
 from mbt_core.attached import portable
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError, DataError
+from mbt_core.recipes import read_recipe
 from mbt_core.sweep.engine import differences
 from mbt_core.training.folder import RunFolder
 from toy.models import build_tiny
@@ -47,6 +48,18 @@ def folder(words, tmp_path) -> Path:
 def copy_in(folder) -> Path:
     (path,) = (folder / "files").iterdir()
     return path
+
+
+def test_the_settings_of_a_run_serve_as_a_recipe(folder, tmp_path):
+    """Copies are found beside it; paths that the user wrote are left alone, though their files be missing."""
+    recipe = read_recipe(str(folder / "config.yaml"))
+    assert recipe.tree["modalities"]["gamma"]["words"] == str(copy_in(folder))
+    own = tmp_path / "own.yaml"
+    own.write_text("modalities: {gamma: {words: elsewhere/words.txt}}")
+    assert read_recipe(str(own)).tree["modalities"]["gamma"]["words"] == "elsewhere/words.txt"
+    copy_in(folder).write_text("changed")
+    with pytest.raises(DataError, match="has changed"):
+        read_recipe(str(folder / "config.yaml"))
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)

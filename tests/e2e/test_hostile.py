@@ -7,6 +7,7 @@ import shutil
 import struct
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,8 @@ def write_shards(folder, members):
     records = []
     with tarfile.open(folder / "shard-000000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for entry, content in members:
-            records.append((b"000000000", entry.name.encode(), tar.offset + BLOCK, len(content), 0.0))
+            place = (tar.offset + BLOCK, len(content), 0.0, zlib.crc32(content))
+            records.append((b"000000000", entry.name.encode(), *place))
             entry.size = len(content)
             tar.addfile(entry, io.BytesIO(content))
     np.save(folder / "shard-000000.index.npy", np.array(records, INDEX))
@@ -139,7 +141,7 @@ def write_shards(folder, members):
     table = pa.table({"id": ["a"], "path": [cell], "label": ["x"], "split": ["test"]})
     pa.parquet.write_table(table.replace_schema_metadata({"report": "{}"}), folder / "shard-000000.parquet")
     packing = {"rows": 1, "digest": "", "reads": {"rgb": "frames"}, "fps": 25.0, "short_side": 32, "quality": 85,
-               "window": 8.0, "shard_size": 1, "version": 1}  # fmt: skip
+               "window": 8.0, "shard_size": 1, "version": 2}  # fmt: skip
     (folder / "pack.json").write_text(json.dumps(packing))
     return folder
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import tarfile
+import zlib
 
 import media_files
 import numpy as np
@@ -314,7 +315,7 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match="expected fps, short side"):
         packed(data, tmp_path / "new", quality=0)
     (out / "pack.json").write_text('{"version": 99}')
-    with pytest.raises(DataError, match=r"pack\.json: not of version 1 of packed shards"):
+    with pytest.raises(DataError, match=r"pack\.json: not of version 2 of packed shards"):
         read(out, fakes.four())
 
 
@@ -371,6 +372,7 @@ def test_facts_are_not_trusted(data, tmp_path, name):
     changed = json.dumps(facts, separators=(",", ":")).encode().ljust(end - begin)
     assert len(changed) == end - begin
     tar.write_bytes(content[:begin] + changed + content[end:])
+    change_index(tmp_path / "out", lambda index: index["crc"].__setitem__(0, zlib.crc32(changed)))
     for ask in (lambda clip: clip.has("frames"), lambda clip: clip.frames([0.0]), lambda clip: clip.duration):
         with open_clip(first_of(tmp_path / "out")) as clip, pytest.raises(MediaError, match="does not describe it"):
             ask(clip)
@@ -424,15 +426,28 @@ def test_hostile_shards_are_refused(data, tmp_path):
     tar.write_bytes(original[0])
 
     frame = np.load(index)[1]
-    damaged = bytearray(original[0])
-    damaged[frame["offset"] + 300 : frame["offset"] + frame["length"]] = bytes(int(frame["length"]) - 300)
-    tar.write_bytes(damaged)
-    open_clip(first_of(out)).has("frames")
+    begin, end = int(frame["offset"]), int(frame["offset"] + frame["length"])
     huge = bytearray(original[0])
-    at = huge.index(b"\xff\xc0", int(frame["offset"]))
+    at = huge.index(b"\xff\xc0", begin)
     huge[at + 5 : at + 9] = b"\xff\xff\xff\xff"
     tar.write_bytes(huge)
+    change_index(out, lambda index: index["crc"].__setitem__(1, zlib.crc32(huge[begin:end])))
     opened("65535 x 65535 pixels are too large")
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("suffix", [".json", ".jpg", ".flac"])
+def test_one_wrong_bit_is_found(data, tmp_path, suffix, share):
+    """Decoders make some picture or sound of it, too."""
+    packed(data, tmp_path / "out")
+    tar, index = tmp_path / "out/shard-000000.tar", np.load(tmp_path / "out/shard-000000.index.npy")
+    record = next(r for r in index if r["member"].decode().endswith(suffix))
+    content = bytearray(tar.read_bytes())
+    content[int(record["offset"]) + round(share * int(record["length"] - 1))] ^= 1
+    tar.write_bytes(content)
+    message = rf"shard-000000\.tar: member '{record['member'].decode()}' is damaged; pack or copy"
+    with open_clip(first_of(tmp_path / "out")) as clip, pytest.raises(MediaError, match=message):
+        [clip.frames([0.0]), clip.waveform(0.0, 0.1, 8000)]
 
 
 @pytest.mark.parametrize("cell", ["../secret.mp4", "/etc/passwd", "../other/shard-000000.tar/000000000/path"])

@@ -29,7 +29,7 @@ def floats(inputs):
 
 def run_onnx(path, inputs):
     """Outputs by name, fed as the metadata beside the file say."""
-    metadata = json.loads(path.with_suffix(".json").read_text())
+    metadata = json.loads(path.with_name(f"{path.name}.json").read_text())
     given = {}
     for port in metadata["inputs"]:
         value = inputs[port["modality"]]
@@ -52,9 +52,12 @@ def check(path, model, names, batch):
 
 
 def test_onnx_with_padding_and_a_subset(tmp_path):
-    """gamma is padded: its length is as free as the batch."""
-    model = build("bottleneck", 3, backbone={"depth": 2})
-    done = export(model, tmp_path / "m.onnx", "onnx", ["alpha", "gamma"])
+    """gamma is padded: its length is as free as the batch. Its file goes with the model."""
+    (tmp_path / "words.txt").write_text("one two")
+    words = {"gamma": {"words": str(tmp_path / "words.txt")}}
+    model = build("bottleneck", 3, backbone={"depth": 2}, modalities=words)
+    (tmp_path / "out").mkdir()
+    done = export(model, tmp_path / "out/m.onnx", "onnx", ["alpha", "gamma"])
     assert done.difference < 1e-4
     for batch in (1, 2, 4):  # lengths up to 4 of at most 6
         check(done.path, model, {"alpha", "gamma"}, batch)
@@ -67,8 +70,9 @@ def test_onnx_with_padding_and_a_subset(tmp_path):
     proto = onnx.load(done.path)
     assert [i.name for i in proto.graph.input] == list(named)
     inside = {entry.key: entry.value for entry in proto.metadata_props}
-    assert json.loads(inside["mbt"]) == done.metadata == json.loads((tmp_path / "m.json").read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.json", "m.onnx"]
+    assert json.loads(inside["mbt"]) == done.metadata == json.loads((tmp_path / "out/m.onnx.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["files", "m.onnx", "m.onnx.json"]
+    assert (tmp_path / "out" / done.metadata["model"]["modalities"]["gamma"]["words"]).read_text() == "one two"
 
 
 def test_torch_export_holds_no_pickle(tmp_path):
