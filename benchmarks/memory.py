@@ -54,16 +54,17 @@ def measure(given: argparse.Namespace, precision: str, checkpointing: bool) -> d
         apart(given, Setting(device, precision, size, False, "wall"), checkpointing) / GIB for size in (few, many)
     )
     clip = (high - low) / (many - few)
-    if clip < 0.01 * low:  # what is highest is not the backward pass, but weights, gradients and the optimiser
-        raise SystemExit(f"batches of {few} and {many} take {low:.2f} and {high:.2f} GiB: larger ones would tell more")
     fixed = low - few * clip
+    told = clip > 0.01 * low  # else the peak is not the backward pass, but weights, gradients and the optimiser
     return {
         "precision": precision,
         "checkpointing": checkpointing,
         "measured_gib": {few: low, many: high},
         "fixed_gib": fixed,
         "clip_gib": clip,
-        "largest_batch": {limit: max(0, int((limit - RESERVE - fixed) / clip)) for limit in given.gib},
+        "largest_batch": {
+            limit: max(0, int((limit - RESERVE - fixed) / clip)) if told else None for limit in given.gib
+        },
     }
 
 
@@ -74,7 +75,7 @@ def show(results: list[dict[str, Any]], given: argparse.Namespace) -> None:
         table.add_column(heading, justify="left" if heading == "precision" else "right")
     for found in results:
         yes = "yes" if found["checkpointing"] else "no"
-        sizes = [str(size) for size in found["largest_batch"].values()]
+        sizes = ["measure larger batches" if size is None else str(size) for size in found["largest_batch"].values()]
         table.add_row(found["precision"], yes, f"{found['fixed_gib']:.2f}", f"{found['clip_gib']:.3f}", *sizes)
     Console().print(table)
 

@@ -297,7 +297,8 @@ class DataConfig(StrictModel):
     fraction: float = Field(1.0, gt=0, le=1)
     """Share of the training rows used, nested: a smaller share is a subset of a larger one."""
     sync: bool = True
-    """Whether the modalities' windows are drawn at the same place of a clip, or each at its own."""
+    """Whether the modalities' windows are at the same place of the part of a clip that all of them have, or each at its
+    own of all that its modality has."""
     sampler: Literal["uniform", "balanced"] = "uniform"
     """``balanced`` weighs a row by the inverse frequency of its classes."""
     cache: Literal["none", "memory", "disk", "auto"] = "auto"
@@ -458,6 +459,11 @@ class Experiment(StrictModel):
         if self.train.mixup_per_modality and (self.model.pool == "mean-joint" or self.model.head.loss == "fused"):
             raise ConfigError(
                 "train.mixup_per_modality: each modality's labels are mixed by its own weight, which needs "
+                "model.head.loss=per-modality and model.pool=cls or mean"
+            )
+        if self.model.head.modality_weights and self.model.head.loss == "fused":
+            raise ConfigError(
+                "model.head.modality_weights: they weigh each modality's own loss, which needs "
                 "model.head.loss=per-modality and model.pool=cls or mean"
             )
         return self

@@ -93,7 +93,8 @@ class Modality(ABC):
 
         Args:
             config: the configuration as given.
-            clips: opened clips that offer what the kind reads, each with its row's start and end if it has any.
+            clips: opened clips that offer what the kind reads, each with its row's start and end if it has any. Those
+                of which reading raises `DataError` are to be left out; raise it only if none is left.
         """
         return config
 

@@ -25,6 +25,8 @@ AT_ONCE = 128
 """Whole files asked for at the same time."""
 FINAL = (FileNotFoundError, PermissionError, NotImplementedError)
 """Failures that another request would not change."""
+PASSING = (408, 429)
+"""Answers of web servers from 400 to 499 that say: not now (too slow, too many requests)."""
 VERSION_KEYS = ("size", "ETag", "etag", "mtime", "LastModified", "Last-Modified", "md5Hash", "generation", "created")
 """What file systems call that which changes with a file's content."""
 # `Path` makes one slash of two; a single letter is a drive
@@ -170,9 +172,10 @@ def _all_read(found: list[Any]) -> list[Any]:
 
 
 def _try(url: str, ask: Callable[..., Found], timeout: float) -> Found:
-    """What `ask` gets of the file system, tried again where that may help. Raises `DataError`, after `timeout` seconds.
+    """What `ask` gets of the file system, tried again where that may help, not before a server says so.
 
-    Those of the file systems that are not asynchronous read what is here, or have a timeout of their own.
+    Raises `DataError`, at the latest after `timeout` seconds. File systems that are not asynchronous read what is here,
+    or have a timeout of their own.
     """
     files = _file_system(url.partition(":")[0], os.getpid())
     pauses, deadline = iter(PAUSES), time.monotonic() + timeout
@@ -182,7 +185,9 @@ def _try(url: str, ask: Callable[..., Found], timeout: float) -> Found:
             return ask(files, timeout=left) if getattr(files, "async_impl", False) else ask(files)
         except Exception as error:  # botocore, aiohttp and google each have their own
             failure = _failure(error)
-        pause = None if isinstance(failure, FINAL) or 400 <= getattr(failure, "status", 0) < 500 else next(pauses, None)
+        pause = None if _is_final(failure) else next(pauses, None)
+        if pause is not None:
+            pause = max(pause, _asked_pause(failure))
         left = deadline - time.monotonic() - (pause or 0.0)
         if pause is None or left <= 0:
             slow = f"no answer within {timeout:g} s" if isinstance(failure, TimeoutError) else type(failure).__name__
@@ -190,6 +195,17 @@ def _try(url: str, ask: Callable[..., Found], timeout: float) -> Found:
             told = "there is no such file" if isinstance(failure, FileNotFoundError) else f"cannot be read: {said}"
             raise DataError(f"{url}: {told}") from failure
         time.sleep(pause)
+
+
+def _is_final(failure: BaseException) -> bool:
+    status = getattr(failure, "status", 0)
+    return isinstance(failure, FINAL) or (400 <= status < 500 and status not in PASSING)
+
+
+def _asked_pause(failure: BaseException) -> float:
+    """Seconds that a server asks to wait; 0 if it does not, or names a date."""
+    told = str((getattr(failure, "headers", None) or {}).get("Retry-After", ""))
+    return float(told) if re.fullmatch(r"\d{1,9}", told, re.ASCII) else 0.0
 
 
 def _failure(error: Exception) -> BaseException:

@@ -18,13 +18,14 @@ from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.check import require_modalities
 from mbt_core.data.collate import Preprocess
+from mbt_core.data.labels import Classes
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
 from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
-from mbt_core.errors import DataError, MBTError, MBTWarning
+from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.predict import FilePrediction, predict_files
@@ -35,7 +36,7 @@ from mbt_core.model import MBT
 from mbt_core.model.block import Block
 from mbt_core.plugins import registry
 from mbt_core.pretrained import InitReport, build_with_report
-from mbt_core.resolve import make_loggers, make_modalities, monitored, resolve, with_mean
+from mbt_core.resolve import check_tasks, make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
@@ -148,10 +149,18 @@ class Run:
         return split, found
 
     def predict(
-        self, files: str | Path | Sequence[str | Path], top: int = 5, every: float | None = None, device: str = "auto"
+        self,
+        files: str | Path | Sequence[str | Path],
+        top: int = 5,
+        every: float | None = None,
+        device: str = "auto",
+        fps: float | None = None,
     ) -> list[FilePrediction]:
-        """Classifies media files with whatever modalities each has; a bad file yields its error."""
-        return list(self.predict_stream(files, top, every, device))
+        """Classifies media files with whatever modalities each has; a bad file yields its error.
+
+        Args: see `mbt_core.evaluate.predict.predict_files`.
+        """
+        return list(self.predict_stream(files, top, every, device, fps=fps))
 
     def predict_stream(
         self,
@@ -160,11 +169,14 @@ class Run:
         every: float | None = None,
         device: str = "auto",
         answered: Container[tuple[str, float | None]] = (),
+        fps: float | None = None,
     ) -> Iterator[FilePrediction]:
         """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
         paths = map(Path, [files] if isinstance(files, (str, Path)) else files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        return predict_files(self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered)
+        return predict_files(
+            self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered, fps=fps
+        )
 
     def embed(
         self,
@@ -234,14 +246,18 @@ def train(
         fresh = not (resume and folder.config_file.exists())
         if fresh:
             folder.check_unused()
-        elif (progress := read_progress(folder.state)) is not None and progress.finished:
-            Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
-            return Run(folder.path, folder.experiment(), progress.results)
         experiment = validate(Experiment, experiment) if fresh else folder.experiment()
+        progress = None if fresh else read_progress(folder.state)
+        if progress is not None:
+            progress.check_plan(experiment.train, folder.config_file)
+            if progress.finished:
+                Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
+                return Run(folder.path, experiment, progress.results)
         loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
         with together(hardware, experiment.train.precision) as team:
             folder, fresh = team.share(lambda: (folder, fresh))
-            experiment, manifest, losses = _prepare(experiment, fresh, team)
+            classes = progress.classes if progress is not None else None
+            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team)
 
             def start() -> None:
                 if fresh:
@@ -257,26 +273,35 @@ def train(
             folder.release()
 
 
-def _prepare(experiment: Experiment, fresh: bool, team: Team) -> tuple[Experiment, Manifest, dict[str, Losses]]:
-    """The resolved experiment, its data, and what is missing of each split: found by the first process for all."""
-    manifest: Manifest | None = None
+def _prepare(
+    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team
+) -> tuple[Experiment, Manifest, dict[str, Losses]]:
+    """The resolved experiment, its data, and what is missing of each split: found by the first process for all.
 
-    def find() -> tuple[Experiment, dict[str, Losses]]:
+    `classes`: those of a run that goes on; None: the manifest's.
+    """
+    manifest: Manifest | None = None
+    size = experiment.train.batch_size
+    if size != "auto" and size % team.world:
+        raise ConfigError(f"train.batch_size: {size} is not a multiple of the {team.world} processes")
+
+    def find() -> tuple[Experiment, dict[str, Losses], Classes]:
         nonlocal manifest
         modalities = make_modalities(experiment)
-        manifest = open_manifest(experiment.data, modalities, experiment.model.head)
+        manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
         require_train(manifest)
+        check_tasks(experiment, manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
         require_modalities(manifest, modalities, experiment.data.timeout)
         resolved = resolve(experiment, manifest) if fresh else experiment
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
-        return resolved, losses
+        return resolved, losses, manifest.classes
 
-    resolved, losses = team.share(find)
+    resolved, losses, known = team.share(find)
     if manifest is None:
-        manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head)
+        manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
     return resolved, manifest, losses
 
 

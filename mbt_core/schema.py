@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
 
 from mbt_core.errors import ConfigError, nearest
 
@@ -21,6 +21,14 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(
         extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, validate_assignment=True
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        types = _types(cls.model_fields[str(info.field_name)].annotation)
+        if types & {int, float} and not types & {bool, Any} and _has_boolean(value):
+            raise ValueError("expected a number, not a boolean")
+        return value
 
 
 class ModalityConfig(StrictModel):
@@ -72,6 +80,17 @@ class PictureConfig(ModalityConfig):
 
 def _both(side: Sides) -> tuple[int, int]:
     return (side, side) if isinstance(side, int) else side
+
+
+def _types(annotation: Any) -> set[Any]:
+    """All types that an annotation is made of."""
+    return {annotation} if not get_args(annotation) else set().union(*map(_types, get_args(annotation)))
+
+
+def _has_boolean(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return any(map(_has_boolean, value)) if isinstance(value, (list, tuple)) else isinstance(value, bool)
 
 
 def validate(model: type[ModelT], data: Any, prefix: str = "") -> ModelT:

@@ -70,7 +70,11 @@ def to_yaml(config: StrictModel | Mapping[str, Any]) -> str:
 
 
 def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Applies ``KEY.PATH=VALUE`` (the value as YAML) to a copy of `tree`. Raises `ConfigError` for a malformed one."""
+    """Applies ``KEY.PATH=VALUE`` (the value as YAML) to a copy of `tree`.
+
+    Raises:
+        ConfigError: for a malformed one, or one that leads into a value without keys.
+    """
     result = _copy(tree)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
@@ -82,9 +86,15 @@ def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
         except yaml.YAMLError:
             raise ConfigError(f"--set {assignment!r}: {text!r} is not a YAML value") from None
         node = result
-        for key in keys[:-1]:
-            if not isinstance(node.get(key), dict):
-                node[key] = {}
+        for depth, key in enumerate(keys[:-1], 1):
+            old = node.get(key)
+            if old and not isinstance(old, dict):
+                where = ".".join(keys[:depth])
+                raise ConfigError(
+                    f"{where} is {old!r}: it has no key {keys[depth]!r}; set a mapping in its place, e.g. "
+                    f"{where}={{{'.'.join(keys[depth:])}: {text}, ...}}"
+                )
+            node[key] = old or {}
             node = node[key]
         node[keys[-1]] = value
     return result

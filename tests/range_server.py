@@ -19,7 +19,9 @@ class Served:
     Args:
         url: of the folder.
         asked: (method, path, bytes sent) of each request.
-        failing: answers with 503 that are still to be given.
+        failing: answers with `code` that are still to be given.
+        code: of these answers.
+        retry_after: seconds that they ask to wait; None: they do not say.
         ranges: whether ranges are served, or whole files in their place.
         going: while it is not set, nothing is answered.
     """
@@ -27,6 +29,8 @@ class Served:
     url: str
     asked: list[tuple[str, str, int]] = field(default_factory=list)
     failing: int = 0
+    code: int = 503
+    retry_after: float | None = None
     ranges: bool = True
     going: threading.Event = field(default_factory=threading.Event)
 
@@ -54,7 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         code, content, headers = 200, b"", {}
         if self.served.failing:
             self.served.failing -= 1
-            code = 503
+            code = self.served.code
+            if self.served.retry_after is not None:
+                headers["Retry-After"] = str(self.served.retry_after)
         elif not path.is_file():
             code = 404
         else:

@@ -138,7 +138,7 @@ def stats(
     from mbt_core.resolve import make_modalities
 
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
-    experiment.modalities = fit_modalities(manifest, experiment.modalities)
+    experiment.modalities = fit_modalities(manifest, experiment.modalities, experiment.data.timeout)
     report = statistics(manifest, make_modalities(experiment), experiment.data, split, limit=limit)
     if as_json:
         print_json(report)
@@ -174,7 +174,8 @@ def check(
     from mbt_core.resolve import make_modalities
 
     instances = make_modalities(experiment)
-    report = run_check(open_manifest(experiment.data, instances, experiment.model.head), instances)
+    manifest = open_manifest(experiment.data, instances, experiment.model.head)
+    report = run_check(manifest, instances, timeout=experiment.data.timeout)
     if as_json:
         print_json(report)
     else:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mbt_cli.options import DeviceOption
+from mbt_cli.options import DeviceOption, FpsOption
 from mbt_cli.output import fail, note, show, table
 
 
@@ -29,6 +29,7 @@ def explain(
         str | None, typer.Option(help="The label's task. Default: the first one.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
+    fps: FpsOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Show what predictions rest on: relevance over every input, and what came across from other modalities."""
@@ -53,6 +54,7 @@ def explain(
         task=task,
         label=label,
         top=top,
+        fps=fps,
     ):
         found.append(e)
         if e.prediction.error is not None:

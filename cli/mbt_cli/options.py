@@ -24,6 +24,13 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+FpsOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Frames a second of folders of pictures. Given, a folder of frames is one clip; else each picture is.",
+        show_default=False,
+    ),
+]
 SeedsOption = Annotated[int, typer.Option(help="Trainings of each cell, from train.seed on.", min=1)]
 OutOption = Annotated[Path | None, typer.Option(help="Folder of the cells and results.", show_default=False)]
 DryRunOption = Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.options import DeviceOption, JsonOption
+from mbt_cli.options import DeviceOption, FpsOption, JsonOption
 from mbt_cli.output import fail, note, print_json, show, table
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def predict(
         Path | None, typer.Option(help="A .jsonl or .csv file for the answers, a line each.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out: leave out what it answers.")] = False,
+    fps: FpsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -44,7 +45,7 @@ def predict(
 
         done = failed = 0
         with Answers(out, opened.model.config.head, top, resume) as answers:
-            for prediction in opened.predict_stream(files, top, every, device, answers):
+            for prediction in opened.predict_stream(files, top, every, device, answers, fps):
                 answers.add(prediction)
                 _complain(prediction)
                 failed += prediction.error is not None
@@ -54,7 +55,7 @@ def predict(
         _end(failed, done)
         return
     found, failed = [], 0
-    for prediction in opened.predict_stream(files, top, every, device):
+    for prediction in opened.predict_stream(files, top, every, device, fps=fps):
         failed += prediction.error is not None
         found.append(prediction.as_json())
         if not as_json:

@@ -80,10 +80,10 @@ class Case:
             for number, path in enumerate(own)
         ]
 
-    def fit(self, config: ModalityConfig) -> ModalityConfig:
-        """`config` fitted to the example files."""
+    def fit(self, config: ModalityConfig, first: Sequence[Path] = ()) -> ModalityConfig:
+        """`config` fitted to the example files, and to others before them."""
         with ExitStack() as stack:
-            clips = [(stack.enter_context(Clip(path)), None) for path in self.files]
+            clips = [(stack.enter_context(Clip(path)), None) for path in (*first, *self.files)]
             fitted: ModalityConfig = self.modality_class.fit(config, clips)
             return fitted
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from mbt_core.conformance.case import NAME, Case, Fault
+from mbt_core.errors import DataError
 from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, ModalityCard
 from mbt_core.plugins import registry
@@ -96,7 +97,7 @@ def check_card(case: Case) -> None:
 
 
 def check_fit(case: Case) -> None:
-    """`fit` fills every field at "auto", twice the same, and the result survives being saved"""
+    """`fit` fills every field at "auto", twice the same, skips unreadable clips, and the result survives being saved"""
     given = copy.deepcopy(case.given)
     fitted = case.config
     if type(fitted) is not type(given):
@@ -114,6 +115,13 @@ def check_fit(case: Case) -> None:
     lost = _differences(type(fitted).model_validate_json(fitted.model_dump_json()), fitted)
     if lost:
         raise Fault(f"{', '.join(lost)} of the fitted configuration is another one after saving and loading")
+    try:
+        case.fit(copy.deepcopy(given), [case.files[0].with_stem("unreadable")])
+    except DataError as error:
+        raise Fault(
+            f"fit fails at one clip that cannot be read ({error}); leave out clips of which reading raises DataError, "
+            "and raise it yourself only if none is left"
+        ) from error
 
 
 def _differences(one: Any, two: Any) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,14 @@ def build_manifest(
 
     Raises:
         ConfigError: for an unknown data set or format.
-        DataError: for annotation files that are not as expected.
+        DataError: for annotation files that are not as expected, or that say different things of one id.
     """
     known = {n: provided.spec for n, provided in registry().datasets.items() if provided.spec.build}
     if name not in known:
         raise ConfigError(unknown("data set to build", name, known))
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")
-    built: BuiltData = load_object(known[name].build)(annotations, media, subset, seed)
+    built = _without_duplicates(load_object(known[name].build)(annotations, media, subset, seed), annotations)
     base = Path(os.path.abspath(media))
     folder = Path(os.path.abspath(out.parent))
     prefix = f"{base.relative_to(folder)}{os.sep}" if base.is_relative_to(folder) else f"{base}{os.sep}"
@@ -82,6 +82,27 @@ def build_manifest(
     )
     write_atomically(out, lambda path: _write(_table(built, prefix), path, out.suffix))
     return _report(built, out, missing_path)
+
+
+def _without_duplicates(built: BuiltData, annotations: Path) -> BuiltData:
+    """Each row once. Raises `DataError` for rows of one id that differ."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(built.columns["id"]):
+        k = first.setdefault(name, i)
+        if k == i:
+            continue
+        told = [f"{column} {c[k]!r} and {c[i]!r}" for column, c in built.columns.items() if c[k] != c[i]]
+        if told:
+            raise DataError(f"{annotations}: {name!r} is there twice, with the {'; '.join(told)}; remove one of them")
+    rows, count = list(first.values()), len(built.columns["id"])
+    if len(rows) == count:
+        return built
+    return replace(
+        built,
+        columns={column: [cells[i] for i in rows] for column, cells in built.columns.items()},
+        expected=[built.expected[i] for i in rows],
+        notes=[*built.notes, f"{count - len(rows)} rows are there more than once in the annotation files: taken once"],
+    )
 
 
 def _table(built: BuiltData, prefix: str) -> pa.Table:

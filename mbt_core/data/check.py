@@ -18,6 +18,7 @@ from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.splits import TRAIN
 from mbt_core.errors import DataError
 from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Window
 from mbt_core.plugins import registry
 from mbt_core.schema import ModalityConfig
@@ -193,7 +194,7 @@ def _beginning(clip: Clip, reads: str, found: _Found, start: float) -> _Found:
     if found.state != "present":
         return found
     try:
-        if found.seconds and start >= found.seconds:
+        if found.seconds and start >= found.seconds and reads != Reads.TEXT:  # what a text is said to goes on
             raise DataError(f"{clip.name}: a row starts at {start:g} s, but it is only {found.seconds:g} s long")
         if reads == "waveform" and found.sample_rate is not None:
             clip.waveform(start, start + BEGINNING, found.sample_rate)
@@ -210,7 +211,7 @@ def require_modalities(manifest: Manifest, modalities: Mapping[str, Modality], t
     """
     rows = np.random.default_rng(0).permutation(manifest.rows(TRAIN))
     for name, modality in modalities.items():
-        if not any(_may_have(manifest.row(index), modality, timeout) for index in rows):
+        if not any(_may_have(manifest, index, modality, timeout) for index in rows):
             others = ",".join(other for other in modalities if other != name)
             raise DataError(
                 f"{manifest.path}: modality {name!r} (it reads {modality.reads}) is in none of the {len(rows)} rows of "
@@ -219,10 +220,10 @@ def require_modalities(manifest: Manifest, modalities: Mapping[str, Modality], t
             )
 
 
-def _may_have(row: Row, modality: Modality, timeout: float) -> bool:
+def _may_have(manifest: Manifest, index: int, modality: Modality, timeout: float) -> bool:
     with ExitStack() as stack:
         try:
-            return _opened(row, modality, timeout, stack) is not None
+            return _opened(manifest.row(index), modality, timeout, stack) is not None
         except (DataError, OSError):
             return True  # counted where it is read
 
@@ -249,7 +250,10 @@ def fit_modalities(
         with ExitStack() as stack:
             clips = list(_sample(manifest, kind(name, config), timeout, stack))
             if clips:
-                fitted[name] = kind.fit(config, clips)
+                try:
+                    fitted[name] = kind.fit(config, clips)
+                except DataError as error:  # of two of a kind, which
+                    raise DataError(f"modalities.{name}: {error}") from error
         left = fitted[name].auto_fields()
         if left:
             fields = ", ".join(f"modalities.{name}.{field}" for field in left)

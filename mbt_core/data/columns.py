@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mbt_core.errors import ConfigError, DataError, nearest
+from mbt_core.media import exists
+from mbt_core.media.clip import TEXTS
 
 IN_FILES = ("frames", "waveform", "array")
 """What files hold that several modalities may share; anything else (texts) a cell may hold itself."""
 TASK_PREFIX = "label."
 COLUMNS = ("id", "path", "start", "end", "fps", "label", "split")
+FEW = 5
+"""Cells of a column of texts that are looked for as files."""
 RATE = "fps"
 """Column of frame rates; that of one modality is called ``NAME.fps``."""
 
@@ -140,6 +146,21 @@ def find_sources(name: str, reads: str, columns: Columns, path: Path, found: Seq
             f"modalities share).{nearest(name, found)} Columns found: {_listed(found)}"
         )
     return SourceColumns(columns[column], None, column)
+
+
+def refuse_file_names(name: str, texts: pa.LargeStringArray, root: Path, path: Path) -> None:
+    """Raises `DataError` for a column of texts whose cells all end like files of texts, one of the first being one."""
+    ends = rf"(?i)({'|'.join(map(re.escape, TEXTS))})$"
+    filled = texts.filter(pc.not_equal(texts, ""))
+    few = filled[:FEW]
+    if not pc.all(pc.match_substring_regex(few, ends)).as_py():
+        return  # without looking through all
+    named = next((cell for cell in few.to_pylist() if exists(os.path.join(root, cell))), None)
+    if named is not None and pc.all(pc.match_substring_regex(filled, ends)).as_py():
+        raise DataError(
+            f"{path}: column {name!r}: expected texts, but it names files, e.g. {named!r}; "
+            f"call the column '{name}.path'"
+        )
 
 
 def _listed(found: Sequence[str]) -> str:

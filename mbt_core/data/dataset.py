@@ -20,6 +20,7 @@ from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.windows import view_positions, window_for
 from mbt_core.errors import ConfigError, DataError, MBTError, unknown
 from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Sample
 
 
@@ -166,10 +167,10 @@ class ClipDataset(Dataset[list[Example]]):
 
     def _read_training(self, row: Row, clips: Mapping[str, Readable], draw: Draw) -> list[dict[str, Sample]]:
         together = float(np.random.default_rng(self._key(draw)).random())
-        samples = {}
+        samples, end = {}, self._end(row, clips)
         for name, rng in self.stay(clips, draw).items():
             position = together if self.config.sync else float(rng.random())
-            samples[name] = self._read(row, name, clips[name], position, rng)
+            samples[name] = self._read(row, name, clips[name], end, position, rng)
         return [samples]
 
     def stay(self, names: Iterable[str], draw: Draw) -> dict[str, np.random.Generator]:
@@ -185,17 +186,40 @@ class ClipDataset(Dataset[list[Example]]):
         return self.seed, draw.epoch, draw.index, draw.repeat
 
     def _read_views(self, row: Row, clips: Mapping[str, Readable]) -> list[dict[str, Sample]]:
+        end = self._end(row, clips)
         return [
-            {name: self._read(row, name, clip, position, None) for name, clip in clips.items()}
+            {name: self._read(row, name, clip, end, position, None) for name, clip in clips.items()}
             for position in view_positions(self.views)
         ]
 
-    def _read(self, row: Row, name: str, clip: Readable, position: float, rng: np.random.Generator | None) -> Sample:
+    def _end(self, row: Row, clips: Mapping[str, Readable]) -> float | None:
+        """Seconds until the part ends in which windows are placed; None: where each modality itself ends.
+
+        With `sync` it is a part that all modalities with windows have, so that equal positions are equal times. Those
+        that modality dropout will leave out count too: what it leaves is read as without it.
+        """
+        if not self.config.sync:
+            return row.end
+        windowed = {name: self.modalities[name] for name in clips if self.modalities[name].seconds is not None}
+        ends = [_length(modality, cast(Clip, clips[name]), row) for name, modality in windowed.items()]
+        return min((end for end in (row.end, *ends) if end), default=None)
+
+    def _read(
+        self,
+        row: Row,
+        name: str,
+        clip: Readable,
+        end: float | None,
+        position: float,
+        rng: np.random.Generator | None,
+    ) -> Sample:
         modality, opened = self.modalities[name], cast(Clip, clip)  # a MemoryClip is read like a Clip
+        duration = _length(modality, opened, row)
+        end = row.end if modality.seconds is None else end  # a whole one is not cut to what the others have
         try:
-            window = window_for(modality.duration(opened), row.start, row.end, modality.seconds, position)
+            window = window_for(duration, row.start, end, modality.seconds, position)
         except DataError as error:
-            raise DataError(f"{clip.name}: {error}") from None
+            raise DataError(f"{clip.name}: {name!r} ({modality.reads}): {error}") from None
         try:
             return modality.read(opened, window, rng)
         except MBTError:
@@ -203,6 +227,13 @@ class ClipDataset(Dataset[list[Example]]):
         except Exception as error:  # a bug of the modality
             error.add_note(f"while {name!r} read {clip.name}, row {row.id!r}")
             raise
+
+
+def _length(modality: Modality, clip: Clip, row: Row) -> float | None:
+    """`Modality.duration`; None of a text that says nothing from the row's start on: what it is said to goes on."""
+    duration = modality.duration(clip)
+    ended = modality.reads == Reads.TEXT and duration is not None and (row.start or 0.0) >= duration
+    return None if ended else duration
 
 
 def labels_of(manifest: Manifest, tasks: Mapping[str, TaskKind]) -> dict[str, Labels]:

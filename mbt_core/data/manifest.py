@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -26,6 +27,7 @@ from mbt_core.data.columns import (
     is_number,
     read_rates,
     read_spans,
+    refuse_file_names,
 )
 from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, read_labels
 from mbt_core.data.shards import is_packed, located
@@ -152,6 +154,9 @@ class Manifest:
         sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
         start, end = read_spans(table, path)
         root = _root(path, config)
+        for name, source in sources.items():
+            if source.texts is not None:
+                refuse_file_names(name, source.texts, root, path)
         if config.confine:
             _confine(sources, root, path)
         given = _given_splits(columns.get("split"), len(ids))
@@ -193,7 +198,8 @@ class Manifest:
         """The row at `index`.
 
         Raises:
-            DataError: if the root confines and a file is outside it (symbolic links are followed).
+            DataError: if the root confines and a file is outside it (symbolic links are followed, also those in
+                folders of pictures).
         """
         index = int(index)
         start, end = self._start[index], self._end[index]
@@ -218,7 +224,12 @@ class Manifest:
         if text:
             return Source(None, text)
         cell = columns.files[index].as_py() if columns.files is not None else ""
-        return Source(self.resolve(cell)) if cell else None
+        if not cell:
+            return None
+        path = self.resolve(cell)
+        if self.confine and os.path.isdir(path):
+            _confine_folder(path, self.root)
+        return Source(path)
 
     def resolve(self, cell: str) -> str:
         """The file that a cell names. Raises `DataError` if the root confines and it is outside."""
@@ -296,6 +307,24 @@ def _inside(path: str, root: Path) -> str:
     if os.path.commonpath([real, root]) != str(root):
         raise DataError(f"{path} leaves the root {root}, which data.confine forbids")
     return real
+
+
+@lru_cache(maxsize=4096)
+def _confine_folder(folder: str, root: Path) -> None:
+    """Refuses links out of the root in a folder of pictures and its sub-folders. Each folder is listed once."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = [entry for entry in entries if entry.name[0] != "." and (entry.is_symlink() or entry.is_dir())]
+        for entry in inner:
+            if entry.is_symlink():
+                _inside(entry.path, root)
+            if entry.is_dir():
+                with os.scandir(entry.path) as pictures:
+                    for picture in pictures:
+                        if picture.is_symlink():
+                            _inside(picture.path, root)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from None
 
 
 def _confine(sources: Mapping[str, SourceColumns], root: Path, path: Path) -> None:

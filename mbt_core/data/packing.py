@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import sys
 import tarfile
 import zlib
@@ -47,7 +48,7 @@ from mbt_core.files import write_atomically
 from mbt_core.media import Clip, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
-from mbt_core.media.shards import BLOCK, INDEX, MARK, RATE, Facts
+from mbt_core.media.shards import BLOCK, INDEX, LARGEST, MARK, RATE, Facts
 
 BEFORE, AFTER = 0.25, 1.0
 """Seconds kept before and after a row's span, for what reading rounds up."""
@@ -56,6 +57,8 @@ AT_ONCE = 10.0
 SAME_RATE = 1.005
 """Factor up to which a frame rate counts as the one that is kept."""
 SHOWN = 5
+CALLED = {"digest": "cells or classes"}
+"""What a field of `Packing` is called where it differs."""
 
 
 @dataclass
@@ -144,13 +147,14 @@ def pack(
         raise ConfigError(f"--out {out}: shards are written to a folder of this machine; copy that folder there")
     manifest = Manifest.read(path, reads, config, labelled=False)
     table, _ = read_table(path, lambda name: True)
-    digest = blake2b(digest_size=16)
-    for column in (table["id"], *(table[name] for name in sorted(manifest.served()))):
-        digest.update("\0".join(map(str, column.to_pylist())).encode())
+    classes = classes_path(path).read_bytes() if classes_path(path).is_file() else None
+    digest = blake2b(repr(classes).encode(), digest_size=16)
+    for name in table.column_names:
+        digest.update(repr((name, table[name].to_pylist())).encode())
     packing = Packing(
         len(manifest), digest.hexdigest(), dict(reads), float(fps), short_side, quality, float(window), shard_size
     )
-    _start_folder(out, packing, path)
+    _start_folder(out, packing, classes)
     packer = Packer(manifest, table, packing, out, config.timeout)
     mine = range(part[0] % part[1], packing.shards, part[1])
     todo = [shard for shard in mine if not table_path(out, shard).is_file()]
@@ -163,24 +167,30 @@ def pack(
     return report
 
 
-def _start_folder(out: Path, packing: Packing, manifest: Path) -> None:
-    """Writes what tells the shards of `out`. Raises `ConfigError` if there are others."""
-    if is_packed(out):
-        found = Packing.load(out)
-        differing = [key for key, value in asdict(packing).items() if asdict(found)[key] != value]
-        if differing:
-            raise ConfigError(
-                f"{out} holds shards of other settings or of another manifest ({', '.join(differing)} differ); "
-                "choose another --out, or delete it"
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is no folder of shards; choose another --out")
-    classes = classes_path(manifest)
-    if classes.is_file():
-        content = classes.read_bytes()
-        write_atomically(out / CLASSES_FILE, lambda file: file.write_bytes(content))
-    write_atomically(out / FILE, packing.save)
+def _start_folder(out: Path, packing: Packing, classes: bytes | None) -> None:
+    """Writes what tells the shards of `out`, as other parts may do at the same time. Raises `ConfigError` for others.
+
+    Args:
+        out: the folder.
+        packing: what it is to hold.
+        classes: content of the file of classes; None: there is none.
+    """
+    names = os.listdir(out) if out.is_dir() else []
+    if FILE not in names:
+        ours = {CLASSES_FILE} if classes is not None else set()
+        foreign = [name for name in names if name not in ours and not (name[0] == "." and name.endswith(".tmp"))]
+        if foreign or (out.exists() and not out.is_dir()):
+            raise ConfigError(f"{out} exists and is no folder of shards; choose another --out")
+        if classes is not None:
+            write_atomically(out / CLASSES_FILE, lambda file: file.write_bytes(classes))
+        write_atomically(out / FILE, packing.save)
+    told = asdict(Packing.load(out))
+    differing = [CALLED.get(key, key) for key, value in asdict(packing).items() if told[key] != value]
+    if differing:
+        raise ConfigError(
+            f"{out} holds shards of other settings or of another manifest ({', '.join(differing)} differ); "
+            "choose another --out, or delete it"
+        )
 
 
 def _run(packer: Packer, todo: Sequence[int], workers: int) -> Iterator[None]:
@@ -339,6 +349,7 @@ class Packer:
                         facts.duration = clip.duration
                         facts.start, facts.stop = self._span(row, clip)
                     members = self._pack_one(clip, path, reads, column, facts)
+                    _check_size(path, members)
                     facts.ends[reads] = clip.duration_of(reads)
                 except (DataError, OSError) as error:
                     facts.errors[reads] = str(error)
@@ -375,6 +386,13 @@ class Packer:
             return max(0.0, start - BEFORE), duration + AFTER
         stop = max(row.end, start + self.packing.window) + AFTER
         return max(0.0, start - BEFORE), stop
+
+
+def _check_size(path: str, members: Sequence[tuple[str, bytes, float]]) -> None:
+    """Raises `DataError` for members that reading would refuse."""
+    size = max((len(content) for _, content, _ in members), default=0)
+    if size > LARGEST:
+        raise DataError(f"{path}: {size:,} bytes to pack, expected at most {LARGEST:,}: cut it into several files")
 
 
 def key_of(row: int) -> str:

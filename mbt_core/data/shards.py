@@ -37,7 +37,7 @@ class Packing:
 
     Args:
         rows: of the manifest.
-        digest: of the manifest's ids and files.
+        digest: of all cells of the manifest, and of its file of classes.
         reads: modality -> what it reads.
         fps: most frames a second.
         short_side: of the frames, in pixels.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -70,9 +71,10 @@ def _reason(error: Exception) -> str:
 
 
 def _csv(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
+    mark = "\t" if path.suffix.lower() == ".tsv" else ","
     with path.open(encoding="utf-8-sig", newline="") as file:
         try:
-            header = next(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+            header = next(csv.reader(file, delimiter=mark), [])
         except csv.Error as error:
             raise DataError(f"{path}: malformed header: {error}") from None
     names = _header(path, header)
@@ -80,7 +82,7 @@ def _csv(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     convert = pa.csv.ConvertOptions(
         include_columns=chosen, column_types=dict.fromkeys(chosen, pa.string()), strings_can_be_null=False
     )
-    parse = pa.csv.ParseOptions(delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
+    parse = pa.csv.ParseOptions(delimiter=mark, newlines_in_values=True)
 
     def read(threads: bool) -> pa.Table:
         # names given: the header's line is skipped as the first row is (quoted line breaks included)
@@ -88,9 +90,32 @@ def _csv(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
         return pa.csv.read_csv(path, options, parse, convert)
 
     try:
-        return read(True), names
+        table = read(True)
     except pa.ArrowInvalid:
+        _check_quotes(path, mark)
         return read(False), names  # fails again, but one thread knows the row's number
+    _check_quotes(path, mark, table.num_rows)
+    return table, names
+
+
+def _check_quotes(path: Path, mark: str, rows: int = -1) -> None:
+    """Raises `DataError` for a quote that is not closed: the rows up to the next quote, or the end, would be its value.
+
+    Args:
+        path: of the CSV file.
+        mark: what separates its cells.
+        rows: that were found in it; where they are all its lines, and quotes come in pairs, it is not looked through.
+    """
+    content = path.read_bytes()
+    lines = content.count(b"\n") + (not content.endswith(b"\n"))
+    if lines == rows + 1 and content.count(b'"') % 2 == 0:
+        return
+    # a quote that begins a cell, up to the one that closes it, and what stands where the cell should end
+    quoted = re.compile(rb'"(?<![^%b\r\n]")([^"]*+(?:""[^"]*+)*+)("?)([^%b\r\n]?)' % (mark.encode(), mark.encode()))
+    for found in quoted.finditer(content):
+        if not found[2] or (found[3] and b"\n" in found[1]):
+            line = content.count(b"\n", 0, found.start()) + 1
+            raise DataError(f'{path}: line {line}: a quote is opened and not closed; close it, or write it as ""')
 
 
 def _header(path: Path, names: list[str]) -> list[str]:

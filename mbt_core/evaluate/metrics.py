@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import mean_absolute_error, r2_score
+from torchmetrics.functional.regression import mean_absolute_error
 
 from mbt_core.config import TaskKind
 
@@ -23,7 +23,8 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     """Metrics of one task.
 
     Args:
-        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae, r2``.
+        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae, r2``
+            (mean over the outputs whose target varies; left out where none does).
         logits_NC: float [N, C].
         target: class indices [N], multi-hot [N, C], or values [N, C].
     """
@@ -36,8 +37,11 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     if kind == "multilabel":
         return {"mAP": float(average_precision(logits_NC, target).nanmean())}
     metrics = {"mae": float(mean_absolute_error(logits_NC.contiguous(), target.float().contiguous()))}
-    if len(logits_NC) > 1:
-        metrics["r2"] = float(r2_score(logits_NC, target.float()))
+    varies_C = target.amax(0) > target.amin(0)
+    if varies_C.any():
+        values, numbers = logits_NC[:, varies_C].double(), target[:, varies_C].double()
+        unexplained_C, all_C = (numbers - values).square().sum(0), (numbers - numbers.mean(0)).square().sum(0)
+        metrics["r2"] = float((1 - unexplained_C / all_C).mean())
     return metrics
 
 

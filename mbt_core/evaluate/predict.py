@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -22,12 +22,15 @@ from torch.utils.data import Sampler
 
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
 from mbt_core.data.collate import Batch, Preprocess
+from mbt_core.data.columns import RATE
 from mbt_core.data.dataset import ClipDataset, Draw, Example
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
 from mbt_core.media import Clip
+from mbt_core.media.folders import CODECS
+from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.model.loss import by_task
@@ -38,6 +41,8 @@ BATCH = 32
 """Views classified at a time, unless ``evaluate.batch_size`` says otherwise."""
 FEW = 8
 """So many files are read by this process itself."""
+Listed = Sequence[tuple[str, bool, bool]]
+"""Of each entry of a folder: its name, whether it is a folder, whether it is a link."""
 
 
 @dataclass(frozen=True)
@@ -69,33 +74,65 @@ class FilePrediction:
         return {"file": self.file, **place, "modalities": self.modalities, "top": single}
 
 
-def find_files(paths: Iterable[Path]) -> Iterator[Path | FilePrediction]:
-    """Files as given, and all files below given folders, sorted (hidden ones left out); or why there is none."""
+def find_files(
+    paths: Iterable[Path], reads: Collection[str] = (), fps: float | None = None
+) -> Iterator[Path | FilePrediction]:
+    """Files as given, and all files below given folders, sorted (hidden ones left out); or why there is none.
+
+    Args:
+        paths: files and folders.
+        reads: what the modalities read: a folder of pictures that offers it as one clip is given as a file is.
+        fps: frames a second of folders of frames; None: a folder with nothing but pictures in it is not one clip.
+
+    Raises:
+        ConfigError: for an `fps` that is no positive number.
+    """
+    if fps is not None and not 0 < fps < math.inf:
+        raise ConfigError(f"--fps {fps:g}: expected a positive number of frames a second")
     for path in paths:
         if not path.is_dir():
             yield _named(path)
             continue
         found = False
-        for file in _below(path):
+        for file in _below(path, reads, fps):
             found = True
             yield _named(file) if isinstance(file, Path) else file
         if not found:
             yield FilePrediction(str(path), error="no file in this folder")
 
 
-def _below(folder: Path) -> Iterator[Path | FilePrediction]:
-    """The files below a folder in the order of their paths; links to folders are not followed."""
+def _below(folder: Path, reads: Collection[str], fps: float | None) -> Iterator[Path | FilePrediction]:
+    """The files below a folder in the order of their paths, or itself; links to folders are not followed."""
     try:
         with os.scandir(folder) as entries:
             listed = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries if not e.name.startswith("."))
     except OSError as error:
         yield FilePrediction(str(folder), error=f"cannot be listed: {error.strerror}")
         return
+    if _is_array(folder, listed, reads) or _is_video(listed, reads, fps):
+        yield folder
+        return
     for name, is_folder, is_link in listed:
         if not is_folder:
             yield folder / name
         elif not is_link:
-            yield from _below(folder / name)
+            yield from _below(folder / name, reads, fps)
+
+
+def _is_array(folder: Path, listed: Listed, reads: Collection[str]) -> bool:
+    """Whether a folder is one of sub-folders with pictures, and these are read."""
+    if Reads.ARRAY not in reads or not listed or not all(is_folder for _, is_folder, _ in listed):
+        return False
+    try:
+        return Clip(folder).has(Reads.ARRAY)
+    except (MBTError, OSError):
+        return False
+
+
+def _is_video(listed: Listed, reads: Collection[str], fps: float | None) -> bool:
+    """Whether a folder holds pictures alone, and they are frames. Whether one is missing, reading it says."""
+    wanted = fps is not None and Reads.FRAMES in reads and bool(listed)
+    return wanted and all(not is_folder and Path(name).suffix.lower() in CODECS for name, is_folder, _ in listed)
 
 
 def _named(file: Path) -> Path | FilePrediction:
@@ -108,12 +145,18 @@ def _named(file: Path) -> Path | FilePrediction:
 
 
 class Files(ClipDataset):
-    """Reads batches of segments of any files: what a batch holds is all that it has to know."""
+    """Reads batches of segments of any files: what a batch holds is all that it has to know.
+
+    Attributes:
+        fps: frames a second of what does not tell it.
+    """
+
+    fps: float | None = None
 
     def __getitems__(self, segments: Sequence[Segment]) -> list[list[Example]]:
         """The examples of each segment; their `index` counts from 0 in the batch."""
         batch = copy(self)
-        batch.manifest = files_manifest(segments, self.manifest.reads)
+        batch.manifest = files_manifest(segments, self.manifest.reads, self.fps)
         return [batch[Draw(0, row)] for row in range(len(segments))]
 
 
@@ -159,6 +202,7 @@ def predict_files(
     top: int = 5,
     every: float | None = None,
     answered: Container[tuple[str, float | None]] = (),
+    fps: float | None = None,
 ) -> Iterator[FilePrediction]:
     """Classifies files and folders batch by batch; a bad file yields its error and does not stop the others.
 
@@ -173,17 +217,20 @@ def predict_files(
         top: how many labels.
         every: seconds between the starts of windows that slide over each file; None: the run's views of the whole.
         answered: (file, start of the window or None) of what is left out.
+        fps: frames a second of folders of pictures and of arrays, which do not tell it; see `find_files`.
     """
+    reads = {name: m.reads for name, m in model.modalities.items()}
     rows = (
         row
-        for row in _rows(find_files(paths), model.modalities, every)
+        for row in _rows(find_files(paths, set(reads.values()), fps), model.modalities, every, fps)
         if isinstance(row, FilePrediction) or (row[0], row[1]) not in answered
     )
     first = list(islice(rows, FEW + 1))
     views = 1 if every is not None else experiment.evaluate.views
     stream = Stream(chain(first, rows), max(1, (experiment.evaluate.batch_size or BATCH) // views))
-    empty = files_manifest((), {name: m.reads for name, m in model.modalities.items()})
+    empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
+    dataset.fps = fps
     loader = make_loader(dataset, stream, experiment.data.workers if len(first) > FEW else 0, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
@@ -199,8 +246,14 @@ def predict_files(
         yield row
 
 
-def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Manifest:
-    """The manifest of files without labels; each file serves every modality that finds what it reads."""
+def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: float | None = None) -> Manifest:
+    """The manifest of files without labels; each file serves every modality that finds what it reads.
+
+    Args:
+        segments: the files.
+        reads: modality -> what it reads.
+        fps: frames a second of files that do not tell it.
+    """
     files = [os.path.abspath(file) for file, _, _ in segments]
     columns = {
         "id": pa.array(map(str, range(len(segments))), pa.string()),
@@ -208,12 +261,16 @@ def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str]) -> Man
         **{f"{name}.path": pa.array(files, pa.string()) for name in reads},
         "start": pa.array([start for _, start, _ in segments], pa.float64()),
         "end": pa.array([end for _, _, end in segments], pa.float64()),
+        RATE: pa.array([fps] * len(segments), pa.float64()),
     }
     return Manifest.from_table(pa.table(columns), Path.cwd(), reads, DataConfig(), labelled=False)
 
 
 def _rows(
-    files: Iterable[Path | FilePrediction], modalities: Mapping[str, Modality], every: float | None
+    files: Iterable[Path | FilePrediction],
+    modalities: Mapping[str, Modality],
+    every: float | None,
+    fps: float | None = None,
 ) -> Iterator[Segment | FilePrediction]:
     """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
     if every is not None and not 0 < every < math.inf:
@@ -225,12 +282,12 @@ def _rows(
         elif every is None or length is None:
             yield str(file), None, None
         else:
-            yield from _windows(file, every, length)
+            yield from _windows(file, every, length, fps)
 
 
-def _windows(file: Path, every: float, length: float) -> list[Segment | FilePrediction]:
+def _windows(file: Path, every: float, length: float, fps: float | None) -> list[Segment | FilePrediction]:
     try:
-        with Clip(file) as clip:
+        with Clip(file, fps=fps) as clip:
             duration = clip.duration
     except MBTError as error:
         return [FilePrediction(str(file), error=without_name(str(error), str(file)))]

@@ -79,6 +79,7 @@ def explain_files(
     task: str | None = None,
     label: str | None = None,
     top: int = 5,
+    fps: float | None = None,
 ) -> Iterator[Explanation]:
     """Explains files and folders of them, one window from the middle of each; a bad file yields its error.
 
@@ -90,16 +91,18 @@ def explain_files(
         method: see `trace_attention`.
         task, label: what ``gradient`` explains; by default the first task, and what the model says.
         top: how many labels.
+        fps: frames a second of folders of pictures and of arrays, see `find_files`.
 
     Raises:
         ConfigError: for an unknown method, task or label.
     """
     task, index = _class_of(model, task, label)
-    files = list(find_files(paths))
+    reads = {name: m.reads for name, m in model.modalities.items()}
+    files = list(find_files(paths, set(reads.values()), fps))
     good = [(str(file), None, None) for file in files if not isinstance(file, FilePrediction)]
     explained: Iterator[Explanation] = iter(())
     if good:
-        manifest = files_manifest(good, {name: m.reads for name, m in model.modalities.items()})
+        manifest = files_manifest(good, reads, fps)
         explain = _Explainer.over(manifest, model, experiment, device, method, task, index, top)
         explained = (explain(file, row) for row, (file, _, _) in enumerate(good))
     for file in files:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from csv import reader
+from io import BytesIO
 from threading import Lock
 from typing import Any, BinaryIO
 
@@ -52,12 +55,55 @@ def load_npz(file: BinaryIO) -> np.ndarray:
 
 
 def load_csv(file: BinaryIO) -> np.ndarray:
-    """[columns, rows] of a comma-separated file; a first line with a number in it is no header."""
-    from pyarrow import csv
+    """[columns, rows] of a comma-separated file; empty lines at its end, and a comma at the end of all, do not count.
 
-    head = file.readline().decode().strip().split(",")
-    file.seek(0)
-    return from_table(csv.read_csv(file, csv.ReadOptions(autogenerate_column_names=any(map(is_number, head)))))
+    The first line is a header unless it holds numbers only; 0,1,2 .. without a gap is one, too. A column of numbers
+    with other text in it raises `ValueError`.
+    """
+    from pyarrow import csv, types
+
+    options = csv.ConvertOptions(strings_can_be_null=True)
+    content = file.read().rstrip()
+    lines = BytesIO(content.lstrip()).readline().decode("utf-8-sig").splitlines()
+    head = [cell.strip() for cell in next(reader(lines), [])]
+    names = _is_header(head, options.null_values)
+    table = csv.read_csv(
+        BytesIO(content.lstrip() if names else content),
+        csv.ReadOptions(autogenerate_column_names=not names),
+        csv.ParseOptions(ignore_empty_lines=len(head) > 1),
+        options,
+    )
+    if types.is_null(table.columns[-1].type) and not (names and head[-1]):
+        table = table.select(range(table.num_columns - 1))
+    for place, name in enumerate(table.column_names):
+        if types.is_string(table.column(place).type) or types.is_binary(table.column(place).type):
+            table = table.set_column(place, name, _parsed(name, table.column(place)))
+    return from_table(table)
+
+
+def _is_header(cells: Sequence[str], nulls: Sequence[str]) -> bool:
+    """Whether the first line of a .csv file names its columns."""
+    numbered = cells[1:] if cells and not cells[0] else cells  # before it the rows' numbers, without a name
+    if len(numbered) > 1 and numbered == [str(place) for place in range(len(numbered))]:
+        return True
+    return not all(is_number(cell) or cell in nulls for cell in cells)
+
+
+def _parsed(name: str, column: Any) -> Any:
+    """A column of text as numbers if all cells are some (+1), as it is if none is; raises `ValueError` for a mix."""
+    import pyarrow
+
+    cells = column.to_pylist()
+    numbers = {cell: is_number(cell) for cell in set(cells) if cell is not None}
+    if not any(numbers.values()):
+        return column
+    for place, cell in enumerate(cells):
+        if cell is not None and not numbers[cell]:
+            raise ValueError(
+                f"column {name!r} holds numbers, but {cell!r} at sample {place}: empty the cell if it is a gap, or "
+                "remove the column"
+            )
+    return pyarrow.chunked_array([[None if cell is None else float(cell) for cell in cells]], pyarrow.float64())
 
 
 def load_parquet(file: BinaryIO) -> np.ndarray:
@@ -72,22 +118,23 @@ def load_parquet(file: BinaryIO) -> np.ndarray:
 
 
 def from_table(table: Any) -> np.ndarray:
-    """[columns, rows] of the columns that hold numbers; empty cells are NaN."""
-    from pyarrow import types
+    """[columns, rows] of the columns that hold numbers, or nothing at all; empty cells are NaN."""
+    from pyarrow import float32, types
 
-    columns = [c for c in table.columns if types.is_integer(c.type) or types.is_floating(c.type)]
-    if not columns:
+    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
+    if not any(test(column.type) for test in tests for column in table.columns):
         raise ValueError(f"no column holds numbers; columns: {table.column_names}")
-    return np.stack([column.to_numpy().astype(np.float32) for column in columns])
+    columns = [c for c in table.columns if any(test(c.type) for test in (*tests, types.is_null))]
+    return np.stack([column.cast(float32(), safe=False).to_numpy() for column in columns])
 
 
-def is_number(cell: str) -> bool:
+def is_number(cell: str | bytes) -> bool:
     """Whether a cell of a .csv file is a number."""
     try:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in str(cell)  # in Python 1_000 is one
 
 
 LOADERS = {".npy": load_npy, ".npz": load_npz, ".csv": load_csv, ".parquet": load_parquet}

@@ -56,7 +56,7 @@ class Container:
         self.timeout = timeout
         self.input: Any = None
         self.start_clock()
-        if is_truncated(file):
+        if is_truncated(file, self._check_clock):
             raise MediaError(f"{name}: truncated: the file is shorter than it says")
         self._open()
         if self.video is None and self.audio is None:

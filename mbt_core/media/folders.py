@@ -20,6 +20,7 @@ from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.pictures import Scaler
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
+NUMBERED = re.compile(r"(.*?)([0-9]+)(\.\w+)", re.DOTALL)
 
 
 class PictureFolder:
@@ -86,31 +87,33 @@ class Numbering(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def numbering(folder: str) -> Numbering | None:
-    """How the pictures right inside `folder` are numbered; None: there are none.
+    """How the pictures right inside `folder` are numbered; None: there are none. Each folder is listed once.
 
-    Their numbers are taken to be unbroken from 0 or 1 on, so that a folder of 100,000 need not be listed.
+    Raises:
+        MediaError: if their names differ in more than the number, or the numbers are not unbroken from 0 or 1 on.
     """
-    with os.scandir(folder) as entries:
-        names = (re.fullmatch(r"(.*?)(\d+)(\.\w+)", entry.name) for entry in entries if entry.name[0] != ".")
-        example = next((name for name in names if name and name[3].lower() in CODECS), None)
-    if example is None:
+    series: dict[tuple[str, str], set[str]] = {}
+    for name in os.listdir(folder):
+        parts = NUMBERED.fullmatch(name)
+        if parts and name[0] != "." and parts[3].lower() in CODECS:
+            series.setdefault((parts[1], parts[3]), set()).add(parts[2])
+    if not series:
         return None
-    found = Numbering(example[1], len(example[2]), example[3], 0, 0)
-
-    def there(number: int) -> bool:
-        return os.path.exists(os.path.join(folder, found.name(number)))
-
-    first = next((number for number in (0, 1) if there(number)), None)
-    if first is None:
-        raise MediaError(f"{folder}: expected frames numbered from 0 or 1 on, found {example[0]}")
-    step = 1
-    while there(first + step):
-        step *= 2
-    low, high = first + step // 2, first + step  # the last one there is from `low` on and before `high`
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if there(middle) else (low, middle)
-    return found._replace(first=first, frames=high - first)
+    if len(series) > 1:
+        shown = " and ".join(sorted(prefix + min(numbers) + suffix for (prefix, suffix), numbers in series.items())[:2])
+        raise MediaError(f"{folder}: expected frames whose names differ in the number alone, found {shown}")
+    ((prefix, suffix), numbers) = series.popitem()
+    first = min(map(int, numbers))
+    found = Numbering(prefix, min(map(len, numbers)), suffix, first, len(numbers))
+    if first > 1:
+        raise MediaError(f"{folder}: expected frames numbered from 0 or 1 on, the first is {found.name(0)}")
+    for index in range(found.frames):
+        if f"{first + index:0{found.digits}d}" not in numbers:
+            raise MediaError(
+                f"{folder}: {found.name(index)} is missing among its {found.frames} frames; expected all numbers from "
+                f"{first} on: unpack it again, or number the frames anew"
+            )
+    return found
 
 
 class FrameFolder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import BinaryIO
 
 # Top-level boxes of ISO/IEC 14496-12 files (mp4, mov): any other name is no box but something appended.
@@ -11,14 +12,16 @@ UNKNOWN_RIFF = 0x7FFFF000  # from this length on, the writer did not know it (it
 RIFF_SLACK = 256  # bytes; some writers count their headers wrongly
 
 
-def is_truncated(file: BinaryIO) -> bool:
+def is_truncated(file: BinaryIO, check_clock: Callable[[], None] = lambda: None) -> bool:
     """Whether an mp4, mov, wav, avi, mkv or webm file ends inside a part whose length it states.
 
-    False for other formats and where no length is stated. Moves the position in the file.
+    False for other formats and where no length is stated. Moves the position in the file. `check_clock` is called for
+    each part, of which there may be millions, and raises when the time is over.
     """
     size = file.seek(0, 2)
     at, length, slack = 0, 1, 0
     while length and at < size:
+        check_clock()
         file.seek(at)
         length, slack = part(file.read(16))
         at += length

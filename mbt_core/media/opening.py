@@ -7,6 +7,7 @@ import stat
 from typing import cast
 
 from mbt_core.media.clip import Clip
+from mbt_core.media.errors import MediaError
 from mbt_core.media.folders import numbering
 from mbt_core.media.recordings import Recording, recorded, recordings
 from mbt_core.media.shard_clip import ShardClip
@@ -17,13 +18,15 @@ from mbt_core.remote import about, url_of
 def exists(path: str) -> bool:
     """Whether there is something at `path`; of a clip in a shard, whether there is the shard.
 
-    Raises:
-        MediaError: if that cannot be told.
+    What is in a damaged file of recordings counts as there: reading it says what is wrong.
     """
     if packed(path) is not None or os.path.exists(path):
         return True
     place = recorded(path)
-    return place is not None and place[1] in recordings(place[0])
+    try:
+        return place is not None and place[1] in recordings(place[0])
+    except MediaError:
+        return True
 
 
 def identity(path: str) -> list[str | int]:

@@ -166,10 +166,16 @@ class Shard:
         if not len(found) or (found["key"] != wanted).any():
             raise MediaError(f"{self.path}: holds no clip {key!r}")
         offset, length = found["offset"], found["length"]
-        sane = (offset >= BLOCK) & (length >= 0) & (length <= LARGEST) & (offset <= self._file.size - length)
+        sane = (offset >= BLOCK) & (length >= 0) & (offset <= self._file.size - length)
         if not sane.all():
             number = low + int((~sane).argmax())
             raise MediaError(f"{self.path}: member {number} of its index is not inside it ({self._file.size} bytes)")
+        large = found[length > LARGEST]
+        if len(large):
+            raise MediaError(
+                f"{self.path}: member {name_in(large[0])!r} has {large[0]['length']:,} bytes, expected at most "
+                f"{LARGEST:,}: cut its file and pack again"
+            )
         return found
 
     def read(self, records: Sequence[Any], timeout: float) -> list[bytes]:

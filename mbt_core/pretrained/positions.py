@@ -36,7 +36,8 @@ def stream_tokens(vit: VitWeights, stream: Stream, reference: bool = False) -> d
     if registers[0] != registers[1]:
         raise ConfigError(
             f"model.pretrained: {source} has {registers[0]} register tokens, the model {registers[1]}; set "
-            f"model.backbone to the source's architecture, or model.backbone.registers={registers[0]}"
+            "model.backbone to the source's timm name, or to a mapping of its dim, depth, heads and "
+            f"registers: {registers[0]}"
         )
     tokens = {key: state[key] for key in wanted if key in state}
     slots: dict[str, Tensor] = {}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch, Copier
 from mbt_core.data.missing import Losses
-from mbt_core.errors import DataError, MBTError
+from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.metrics import lower_is_better
 from mbt_core.files import read_safetensors
 from mbt_core.model import MBT
@@ -33,7 +34,14 @@ from mbt_core.training.mixup import Mixup
 from mbt_core.training.optimizer import lr_factor, make_optimizer, set_lr, set_training
 from mbt_core.training.processes import Team
 from mbt_core.training.sharding import load_whole, whole_model, whole_state
-from mbt_core.training.state import Progress, load_optimizer, load_state, optimizer_tensors, save_state
+from mbt_core.training.state import (
+    Progress,
+    configured_plan,
+    load_optimizer,
+    load_state,
+    optimizer_tensors,
+    save_state,
+)
 
 TWICE = 2.0
 """Seconds within which a second signal is the same wish: a launcher passes on what the terminal has sent already."""
@@ -87,11 +95,11 @@ def make_plan(config: TrainConfig, rows: int, batch_size: int, monitor: str | No
     return Plan(max(1, steps), batch_size, every, monitor)
 
 
-def gain(monitor: str, metrics: Mapping[str, float]) -> float:
-    """The monitored metric, negated if lower is better; -inf where val says nothing (no positives, one example)."""
+def gain(monitor: str, metrics: Mapping[str, float]) -> float | None:
+    """The monitored metric, negated if lower is better; None where val says nothing (no positives, one example)."""
     value = metrics.get(monitor, math.nan)
     if math.isnan(value):
-        return -math.inf
+        return None
     return -value if lower_is_better(monitor) else value
 
 
@@ -135,15 +143,25 @@ class Trainer:
         self.wrapped = fabric.setup_module(model)
         # of the parameters as they are now: they may be shared out
         self.optimizer = fabric.setup_optimizers(make_optimizer(model, self.config, fabric.device))
-        self.progress = Progress()
+        self.progress = Progress(classes=model.classes, plan=configured_plan(self.config))
         self._signal: int | None = None
         self._saved_at = time.monotonic()
         self._loss = torch.zeros((), device=fabric.device)
         self._seen = 0
 
     def resume(self) -> None:
-        """Puts back the state that was saved last."""
-        weights, optimizer, self.progress = load_state(self.folder.state)
+        """Puts back the state that was saved last.
+
+        Raises:
+            ConfigError: it is further than the plan's end.
+        """
+        weights, optimizer, progress = load_state(self.folder.state)
+        if progress.step > self.plan.steps:
+            raise ConfigError(
+                f"{self.folder.path} is at step {progress.step} already, but its data and {self.folder.config_file} make "
+                f"{self.plan.steps} of it; put them back as they were"
+            )
+        self.progress = replace(progress, classes=self.progress.classes, plan=self.progress.plan)
         load_whole(self.model, weights, str(self.folder.state))
         load_optimizer(self.model, self.optimizer, optimizer)
         self._loss.fill_(self.progress.loss)
@@ -275,18 +293,32 @@ class Trainer:
             self.wrapped.eval()
             metrics = self.validate(self._check_interrupted)
             self.listener.epoch(step, metrics)
-            value = gain(self.plan.monitor, metrics)
-            if progress.best is None or value > progress.best:
-                progress.best, progress.best_step, progress.stale = value, step, 0
-                self._save_model()
-            else:
-                progress.stale += 1
+            self._keep_if_best(gain(self.plan.monitor, metrics))
         else:
             progress.best_step = step
             self._save_model()
         progress.evaluated = step
         self._tick, self._seen = time.monotonic(), 0
         return True
+
+    def _keep_if_best(self, value: float | None) -> None:
+        """Saves the model if it is better than before; while val says nothing, the last weights are the best."""
+        progress = self.progress
+        if value is None and progress.best is None:
+            if progress.best_step == 0 and self.team.is_first:
+                warnings.warn(
+                    f"val says nothing about {self.plan.monitor} (too few rows, or all alike): until it does, the last "
+                    "weights count as the best; set train.monitor=loss, or give val other rows",
+                    MBTWarning,
+                    stacklevel=2,
+                )
+        elif value is None or (progress.best is not None and value <= progress.best):
+            progress.stale += 1
+            return
+        else:
+            progress.best, progress.stale = value, 0
+        progress.best_step = progress.step
+        self._save_model()
 
     def _stop_early(self) -> bool:
         patience = self.config.patience

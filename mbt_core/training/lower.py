@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -317,12 +318,21 @@ def fingerprint(model: MBT, layer: int, precision: str) -> str:
 
 
 def _code(modality: Modality) -> list[Path]:
-    """The files of the package that a modality is written in, or its one file."""
-    try:
-        file = Path(inspect.getfile(type(modality)))
-    except (OSError, TypeError):  # written at a prompt
-        return []
-    return sorted(file.parent.glob("*.py")) if (file.parent / "__init__.py").exists() else [file]
+    """The files of the packages that a modality and what it inherits from are written in, or single files."""
+    files: set[Path] = set()
+    for kind in type(modality).__mro__:
+        package = kind.__module__.split(".")[0]
+        if package in ("mbt_core", "torch") or package in sys.stdlib_module_names:
+            continue
+        try:
+            file = Path(inspect.getfile(kind))
+        except (OSError, TypeError):  # written at a prompt
+            continue
+        top = file
+        while (top.parent / "__init__.py").exists():
+            top = top.parent
+        files |= {file, *top.rglob("*.py")}
+    return sorted(files)
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> int:

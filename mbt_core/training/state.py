@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbt_core.errors import DataError
+from mbt_core.config import TrainConfig
+from mbt_core.errors import ConfigError, DataError
 from mbt_core.files import read_metadata, read_safetensors, write_safetensors
 from mbt_core.training.optimizer import named_state
 from mbt_core.training.sharding import like, whole
@@ -36,6 +37,8 @@ class Progress:
         failed: clips that could not be read: id -> message.
         finished: training is over, and so is the final evaluation.
         results: metrics of the end.
+        classes: task -> names of its classes in order, that the weights know.
+        plan: what the configuration says about its length, see `configured_plan`; empty: not known.
     """
 
     step: int = 0
@@ -47,6 +50,23 @@ class Progress:
     failed: dict[str, str] = field(default_factory=dict)
     finished: bool = False
     results: dict[str, float] = field(default_factory=dict)
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+
+    def check_plan(self, config: TrainConfig, source: Path) -> None:
+        """Raises `ConfigError` unless `config`, which `source` holds, plans the training that this is the progress of."""
+        now = configured_plan(config)
+        changed = [f"train.{key}={now[key]} (was {old})" for key, old in self.plan.items() if now[key] != old]
+        if changed:
+            raise ConfigError(
+                f"{source}: {', '.join(changed)}: a run goes on as it was planned. Put that back, or start another run "
+                f"from these weights: --set model.pretrained={source.parent}"
+            )
+
+
+def configured_plan(config: TrainConfig) -> dict[str, Any]:
+    """What decides length and order of a training and its best weights, as it was configured."""
+    return {key: getattr(config, key) for key in ("steps", "epochs", "batch_size", "monitor")}
 
 
 def save_state(

@@ -70,16 +70,19 @@ class Audio(Modality):
             return config
         longest = AUTO_SECONDS if config.seconds == "auto" else config.seconds
         spans, waveforms = [], []
+        failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 start, stop = window or (0.0, clip.duration_of("waveform") or 0.0)
                 middle = start + max(0.0, stop - start - longest) / 2
                 waveforms.append(_to_int16(clip.waveform(middle, middle + longest, config.rate)))
-            except MediaError:
+            except MediaError as error:
+                failed = failed or error
                 continue  # counted where the data is checked
             spans.append(stop - start)
         if not waveforms:
-            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from")
+            why = f"; the first: {failed}" if failed else ""
+            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
         filled: dict[str, Any] = {}
         if config.seconds == "auto":
             patch = config.patch[0] / FRAME_RATE

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mbt_benchmarks.annotations import find_file, need_file, read_lines, read_records, seconds
+from mbt_benchmarks.annotations import find_file, need_file, read_lines, read_records, seconds, whole_number
 from mbt_benchmarks.media import Segment, youtube_columns
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.hookspecs import BuiltData
@@ -102,7 +102,8 @@ def _read(path: Path) -> list[Annotated]:
 def _class_names(path: Path) -> dict[str, str]:
     """Id of a class -> its name, in the official order."""
     records = list(read_records(path, "index", "mid", "display_name"))
-    return {record["mid"]: record["display_name"] for record in sorted(records, key=lambda r: int(r["index"]))}
+    records.sort(key=lambda record: whole_number(record["index"], f"{path}: index"))
+    return {record["mid"]: record["display_name"] for record in records}
 
 
 def _label(mids: Sequence[str], names: dict[str, str]) -> str:

@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mbt_benchmarks.annotations import find_file, need_file, read_records, seconds, whole_number
+from mbt_benchmarks.annotations import find_file, need_file, number_above_0, read_records, seconds, whole_number
 from mbt_benchmarks.media import MediaFolder
 from mbt_core.errors import ConfigError, DataError
 from mbt_core.hookspecs import BuiltData
@@ -25,6 +25,7 @@ from mbt_core.media.folders import numbering
 
 FILES = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 TASKS = ("verb", "noun")
+COLUMNS = ("narration_id", "video_id", "start_timestamp", "stop_timestamp", *(f"{task}_class" for task in TASKS))
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -37,7 +38,7 @@ def build(annotations: Path, media: Path, subset: str | None, seed: int) -> Buil
         {**record, "split": split}
         for split, name in FILES.items()
         if (path := find_file(annotations, (name,))) is not None
-        for record in read_records(path, "narration_id", "video_id", "start_timestamp", "stop_timestamp", "verb_class")
+        for record in read_records(path, *COLUMNS)
     ]
     if not rows:
         need_file(annotations, *FILES.values())
@@ -124,7 +125,10 @@ def _video_info(annotations: Path, videos: list[str]) -> dict[str, _Info]:
         return {}
     path = need_file(annotations, "EPIC_100_video_info.csv")
     records = read_records(path, "video_id", "duration", "fps")
-    found = {record["video_id"]: _Info(float(record["duration"]), float(record["fps"])) for record in records}
+    found = {
+        record["video_id"]: _Info(*(number_above_0(record[name], f"{path}: {name}") for name in ("duration", "fps")))
+        for record in records
+    }
     unknown = [video for video in videos if video not in found]
     if unknown:
         raise DataError(f"{path} has no frame rate of {len(unknown)} videos with frames, e.g. {unknown[0]}")

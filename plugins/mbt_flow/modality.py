@@ -64,16 +64,19 @@ class Flow(Modality):
             return config
         probe = cls(config.kind, config.model_copy(update={"seconds": None}))
         spans, squares = [], []
+        failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 span = window or Window(0.0, probe.duration(clip) or 0.0)
                 field = probe.read(clip, span, None) if config.std == "auto" else torch.zeros(1)
-            except MediaError:
+            except MediaError as error:
+                failed = failed or error
                 continue  # counted where the data is checked
             spans.append(span.stop - span.start)
             squares.append(field.double().square().mean().item())
         if not spans:
-            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from")
+            why = f"; the first: {failed}" if failed else ""
+            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
         found = {
             "seconds": round(min(float(np.quantile(spans, 0.9, method="inverted_cdf")), AUTO_SECONDS), 2),
             "std": float(f"{np.mean(squares) ** 0.5:.4g}") or 1.0,

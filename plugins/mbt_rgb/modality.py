@@ -70,14 +70,17 @@ class Rgb(Modality):
         if not config.auto_fields():
             return config
         durations: list[float | None] = []
+        failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 duration = clip.duration_of("frames")  # None for a still
-            except MediaError:
+            except MediaError as error:
+                failed = failed or error
                 continue  # counted where the data is checked
             durations.append(window.stop - window.start if window and duration is not None else duration)
         if not durations:
-            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from")
+            why = f"; the first: {failed}" if failed else ""
+            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
         known = [d for d in durations if d is not None]
         filled: dict[str, Any] = {}
         if config.frames == "auto":

@@ -24,7 +24,7 @@ class SignalConfig(ModalityConfig):
     """The kind of modality."""
     channels: PositiveInt | Auto = "auto"
     """Channels of the input; ``auto``: those of the files."""
-    select: list[NonNegativeInt] | None = None
+    select: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Which channels of a file to take, in this order, counted from 0; not given: all."""
     source_rate: PositiveFloat | None = None
     """Samples a second in files that do not say it themselves (all but .wav); not given: `rate`."""

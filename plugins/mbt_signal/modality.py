@@ -36,10 +36,14 @@ class Recording(NamedTuple):
     """A file's content.
 
     Args:
-        x: float32 [C, N], in the file's units.
+        name: of the file.
+        shape: of the whole file, [channels, samples].
+        x: float32 [C, N], the chosen channels in the file's units.
         rate: samples a second as the file says it, or None.
     """
 
+    name: str
+    shape: tuple[int, ...]
     x: np.ndarray
     rate: float | None
 
@@ -66,28 +70,33 @@ class Signal(Modality):
     def fit(cls, config: SignalConfig, clips: Iterable[tuple[Clip, Window | None]]) -> SignalConfig:
         """Fills what is ``auto`` from whole recordings, or from their rows' spans.
 
-        - `channels`; `rate`: the commonest, or 1 if unknown;
+        - `channels`, which all clips must have; where it is given, clips with another number are left out;
+        - `rate`: the commonest, or 1 if unknown;
         - `seconds`: the 0.9 quantile of the durations, at most 128 patches, up to a whole number of patches;
         - `patch`: the power of two from 4 to 64 that makes at most 128 patches; [16, 16] of a spectrogram (less if it
           is smaller);
         - `mean`, `std`: per channel (`std` 1 for a constant one); `log_mean`, `log_std`: of the log power.
 
         Raises:
-            DataError: if there is no readable clip, if clips differ in their number of channels, if these exceed the
-                samples, or if rows have a start or end in seconds and no rate is known.
+            DataError: if there is no readable clip, if clips differ in their number of channels or none has the given
+                one, if channels exceed samples, or if rows have a start or end in seconds and no rate is known.
         """
         if not config.auto_fields():
             return config
         found: list[tuple[Recording, Window | None]] = []
+        failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 found.append((read_recording(clip, config), window))
-            except MediaError:
-                continue  # counted where the data is checked
+            except MediaError as error:
+                failed = failed or error  # counted where the data is checked
         if not found:
-            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from")
+            why = f"; the first: {failed}" if failed else ""
+            raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
+        channels = _channels(config, [recording for recording, _ in found])
+        found = [(recording, window) for recording, window in found if len(recording.x) == channels]
         config = _fill(config, rate=_rate(config, found))
-        config = _fill(config, channels=_channels(config, [recording.x for recording, _ in found]))
+        config = _fill(config, channels=channels)
         spans = [_span(config, recording, window) for recording, window in found]
         config = _fill(config, **_shape(config, [x.shape[1] * config.rate / rate for x, rate in spans]))
         config = _fill(config, **_statistics([x for x, _ in spans]))
@@ -164,7 +173,7 @@ def read_recording(clip: Clip, config: SignalConfig) -> Recording:
     seconds = clip.duration_of("array")
     if x.ndim != 2 or not x.size:
         raise MediaError(f"{clip.name}: an array of {list(x.shape)}, expected [channels, samples]")
-    rate = x.shape[1] / seconds if seconds else None
+    shape, rate = x.shape, x.shape[1] / seconds if seconds else None
     if config.select is not None:
         if max(config.select) >= len(x):
             raise MediaError(f"{clip.name}: select asks for channel {max(config.select)}, it has 0 to {len(x) - 1}")
@@ -178,7 +187,7 @@ def read_recording(clip: Clip, config: SignalConfig) -> Recording:
                 f"{clip.name}: {len(missing)} values are missing or infinite, the first in channel {missing[0][0]} at "
                 f"sample {missing[0][1]}; repair the file, or set gaps to interpolate"
             )
-    return Recording(x, rate)
+    return Recording(clip.name, shape, x, rate)
 
 
 def _fill(config: SignalConfig, **found: Any) -> SignalConfig:
@@ -199,17 +208,25 @@ def _rate(config: SignalConfig, found: Sequence[tuple[Recording, Window | None]]
     return 1.0 if rate is None else float(f"{rate:.9g}")
 
 
-def _channels(config: SignalConfig, arrays: Sequence[np.ndarray]) -> int:
-    counts = Counter(map(len, arrays))
-    if config.channels == "auto" and len(counts) > 1:
-        shown = ", ".join(f"{count} in {files}" for count, files in counts.most_common(3))
-        raise DataError(f"{config.kind}: the files differ in their channels: {shown}; choose some by select")
-    if config.channels == "auto" and all(len(x) > x.shape[1] for x in arrays):
+def _channels(config: SignalConfig, recordings: Sequence[Recording]) -> int:
+    """The number of channels that is given, or that all recordings have."""
+    counts = Counter(len(recording.x) for recording in recordings)
+    common = counts.most_common(1)[0][0] if config.channels == "auto" else config.channels
+    odd = next((recording for recording in recordings if len(recording.x) != common), None)
+    if (config.channels == "auto" or common not in counts) and all(shape[0] > shape[1] for _, shape, *_ in recordings):
         raise DataError(
-            f"{config.kind}: arrays of {list(arrays[0].shape)}: expected [channels, samples]; transpose them, or give "
-            "channels if they really are so short"
+            f"{config.kind}: arrays of {list(recordings[0].shape)}: expected [channels, samples]; transpose them, or "
+            "give channels if they really are so short"
         )
-    return counts.most_common(1)[0][0]
+    if odd is not None and config.channels == "auto":
+        shown = ", ".join(f"{count} in {files}" for count, files in counts.most_common(3))
+        raise DataError(
+            f"{config.kind}: the files differ in their channels: {shown} ({odd.name} has {len(odd.x)}); choose some by "
+            "select, or give channels, and files with another number count as unreadable"
+        )
+    if odd is not None and common not in counts:
+        raise DataError(f"{config.kind}: no file has {common} channels; {odd.name} has {len(odd.x)}; correct channels")
+    return common
 
 
 def _span(config: SignalConfig, recording: Recording, window: Window | None) -> tuple[np.ndarray, float]:

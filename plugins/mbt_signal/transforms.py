@@ -30,7 +30,9 @@ def window_of(x_CN: np.ndarray, own_rate: float, scale: Scale, rate: float, star
     """The recording from `start` seconds on, normalised and resampled; 0 outside of it: float32 [C, count].
 
     The recording at `rate` is one signal on the grid k / rate seconds, and a window is its slice from
-    round(start * rate) on: windows agree where they overlap. Resampled by `torchaudio.functional.resample`.
+    round(start * rate) on: windows agree where they overlap. Resampled by `torchaudio.functional.resample`, by a
+    fraction of the rates with a denominator of at most 1000: where that is not exact, a window is right to half a
+    sample of the recording at its start, and what the fraction lacks grows from there only.
 
     Args:
         x_CN: the recording.
@@ -46,17 +48,17 @@ def window_of(x_CN: np.ndarray, own_rate: float, scale: Scale, rate: float, star
     first = round(start * rate)
     ratio = Fraction(own_rate / rate).limit_denominator(LARGEST_FACTOR)
     if ratio == 1:
-        return normalised(x_CN, scale, first, count)
+        return normalised(x_CN, scale, round(first / rate * own_rate), count)
     if ratio == 0:
         raise DataError(f"{own_rate:g} samples a second cannot be resampled to {rate:g}, more than 1000 times as many")
     old, new = ratio.numerator, ratio.denominator
     resampler = _resampler(old, new)
     margin = resampler.width * new // old + 1
-    origin = (first - margin) // new * new  # here both grids meet
+    origin = (first - margin) // new * new  # here both grids meet if the fraction is exact
     length = -(-(first + count + margin - origin) * old // new)
-    source = torch.from_numpy(normalised(x_CN, scale, origin // new * old, length))
+    source = torch.from_numpy(normalised(x_CN, scale, round(origin / rate * own_rate), length))
     window = resampler(source)[:, first - origin :][:, :count].numpy()
-    inside = np.arange(first, first + count) * old / new
+    inside = np.round(np.arange(first, first + count) / rate * own_rate, 6)  # whole samples to the last digit
     return np.where((inside >= 0) & (inside < x_CN.shape[1]), window, np.float32(0))
 
 

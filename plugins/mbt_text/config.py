@@ -12,7 +12,8 @@ from mbt_core.schema import Auto, ModalityConfig
 
 
 class TextConfig(ModalityConfig):
-    """A text: a cell of the manifest, a .txt file, or subtitles (.srt, .vtt) cut to the window."""
+    """A text: a cell of the manifest's column NAME, or a file that its column ``NAME.path`` names: a .txt file, or
+    subtitles (.srt, .vtt) cut to the window."""
 
     attached: ClassVar[tuple[str, ...]] = ("tokenizer",)
     kind: str = "text"

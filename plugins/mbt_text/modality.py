@@ -58,13 +58,15 @@ class Text(Modality):
         if not config.auto_fields():
             return config
         encode, lengths = vocabulary(config.tokenizer).encode, []
+        failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 lengths.append(len(encode(clip.text(*window) if window else clip.text())) + 1)
-            except MediaError:
-                continue  # counted where the data is checked
+            except MediaError as error:
+                failed = failed or error  # counted where the data is checked
         if not lengths:
-            raise DataError(f"{config.kind}: no readable text to fill max_length from")
+            why = f"; the first: {failed}" if failed else ""
+            raise DataError(f"{config.kind}: no readable text to fill max_length from{why}")
         length = min(int(np.quantile(lengths, 0.9, method="inverted_cdf")), AUTO_LENGTH)
         return validate(type(config), config.model_dump() | {"max_length": max(2, length)})
 

@@ -15,7 +15,7 @@ class Vocabulary(Protocol):
     """What tokens there are.
 
     Attributes:
-        size: number of tokens; they are numbered from 0.
+        size: tokens are numbered from 0 to below it.
     """
 
     size: int
@@ -71,7 +71,7 @@ class TokenizerFile:
             raise ConfigError(f"tokenizer: {path}: no Hugging Face tokenizer.json: {error}") from None
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.size = self.tokenizer.get_vocab_size()
+        self.size = max(self.tokenizer.get_vocab().values(), default=-1) + 1  # some numbers may be of no token
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids

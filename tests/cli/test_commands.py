@@ -174,6 +174,9 @@ def test_data_check(demo, tmp_path):
     assert text.code == 0
     assert ["train", "27", "audio", "27", "0", "0", "1.2-1.2", "16000"] in columns(text.out)
     assert "kind: 9 classes\nsum: 3 classes\n" in text.err
+    slow = mbt("data", "check", demo, "-m", "audio", "--set", "data.timeout=1e-7", "--json")
+    audio = json.loads(slow.out)["splits"]["train"]["modalities"]["audio"]
+    assert (audio["unreadable"], "took longer than 1e-07 s" in audio["problems"][0]) == (27, True)
 
 
 def test_data_check_of_a_column_of_its_own(tmp_path):

@@ -7,7 +7,9 @@ import shutil
 
 import pytest
 from media_files import counting, sine, write_media
+from PIL import Image
 
+from mbt_core.errors import ConfigError
 from mbt_core.evaluate import predict as predicting
 from mbt_core.evaluate.answers import Answers
 from mbt_core.evaluate.predict import FilePrediction, find_files
@@ -41,6 +43,53 @@ def test_files_are_found_in_the_order_of_their_paths(folder):
     found = [str(file) for file in find_files([folder, folder / "gone"])]
     expected = sorted(path for path in folder.rglob("*") if path.is_file() and path.name[0] != ".")
     assert found == [*map(str, expected), str(folder / "gone")]
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of stored fields, one of frames, and one of frames beside a note."""
+    for name in ("field/u/0.png", "field/v/0.png", "frames/0.png", "frames/1.png", "mixed/0.png", "mixed/note.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("reads", "fps", "clips"),
+    [
+        ({"frames"}, None, []),
+        ({"frames"}, 25, ["field/u", "field/v", "frames"]),
+        ({"array"}, None, ["field"]),
+        ({"array", "frames"}, 25, ["field", "frames"]),
+        ({"waveform"}, 25, []),
+    ],
+)
+def test_a_folder_of_pictures_is_one_clip_for_who_reads_it_as_one(pictures, reads, fps, clips):
+    files = sorted(path for path in pictures.rglob("*") if path.is_file())
+    expected = [path for path in files if not any(path.is_relative_to(pictures / clip) for clip in clips)]
+    assert list(find_files([pictures], reads, fps)) == sorted([*expected, *(pictures / clip for clip in clips)])
+    assert list(find_files([pictures / clip for clip in clips], reads, fps)) == [pictures / clip for clip in clips]
+
+
+def test_a_wrong_rate():
+    with pytest.raises(ConfigError, match="--fps 0: expected a positive number of frames a second"):
+        list(find_files([], (), 0.0))
+
+
+def test_a_folder_of_frames_is_classified_and_explained_as_a_clip(run, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, picture in enumerate(counting(20)):
+        Image.fromarray(picture).save(folder / f"frame_{number:04d}.png")
+    done = mbt("predict", run.path, folder, "--fps", 10, "--every", 0.5, "--json")
+    assert done.code == 0, done.err
+    answers = json.loads(done.out)
+    assert {answer["file"] for answer in answers} == {str(folder)}
+    assert [answer["start"] for answer in answers] == [0, 0.5]  # of 2 s, windows of 1.28 s
+    assert answers[0]["modalities"] == ["rgb"]
+    done = mbt("explain", run.path, folder, "--fps", 10, "--out", tmp_path / "page.html")
+    assert done.code == 0, done.err
+    assert f"{folder}  (rgb)" in done.out
 
 
 def test_an_empty_folder_and_one_that_cannot_be_listed(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ CLASSES = (
     "NoHelp",
     "EmptyCard",
     "ForgetfulFit",
+    "FragileFit",
     "TrainingShape",
     "BlankType",
     "RaggedBatch",

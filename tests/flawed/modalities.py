@@ -4,13 +4,14 @@ Shapes: B batch, C channels, S samples, N elements.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Picture, Tokenizer, Tokens, Window
+from mbt_core import Clip, DataError, Modality, ModalityCard, PatchTokenizer, Picture, Tokenizer, Tokens, Window
 
 
 class Sound(Modality):
@@ -23,7 +24,11 @@ class Sound(Modality):
 
     @classmethod
     def fit(cls, config: Any, clips: Any) -> Any:
-        return config.model_copy(update={"channels": len(next(iter(clips))[0].array())})
+        arrays = []
+        for clip, _ in clips:
+            with suppress(DataError):
+                arrays.append(clip.array())
+        return config.model_copy(update={"channels": len(arrays[0])})
 
     def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> Any:
         x = torch.zeros(self.config.channels, self.config.samples)
@@ -105,6 +110,12 @@ class ForgetfulFit(Sound):
     @classmethod
     def fit(cls, config: Any, clips: Any) -> Any:
         return config
+
+
+class FragileFit(Sound):
+    @classmethod
+    def fit(cls, config: Any, clips: Any) -> Any:
+        return config.model_copy(update={"channels": max(len(clip.array()) for clip, _ in clips)})
 
 
 class TrainingShape(Sound):

@@ -349,6 +349,52 @@ def test_what_is_wrong_is_said(tmp_path):
     assert not (tmp_path / "m.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "damage", "message"),
+    [
+        ("kinetics400", "train.csv", b"zumba,aaa", r"train\.csv: line 3: it ends before the column 'time_start'"),
+        ("kinetics400", "train.csv", b"caf\xe9,aaa,1,2\n", r"train\.csv: not UTF-8 text; save it as UTF-8"),
+        ("kinetics400", "train.csv", b"x" * 140_000, r"train\.csv: malformed CSV: field larger than"),
+        ("kinetics400", "train.csv", b"zumba,aaa,nan,2\n", r"train\.csv: expected seconds or HH:MM:SS, came 'nan'"),
+        ("audioset", "class_labels_indices.csv", b"three,/m/x,Cow\n", r"index: expected a whole number, came 'three'"),
+        ("audioset", "eval_segments.csv", b"caf\xe9,1,2,/m/x\n", r"eval_segments\.csv: not UTF-8 text"),
+        ("epic-kitchens-100", "EPIC_100_train.csv", None, r"EPIC_100_train\.csv: unknown column 'noun_class'"),
+        ("epic-kitchens-100", "EPIC_100_train.csv", b"P01_01_9,P01,P01_01,0,1,0,9", "before the column 'verb_class'"),
+        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,?,1x1\n", r"info\.csv: fps: expected a .* came '\?'"),
+        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,0,1x1\n", r"info\.csv: fps: .* above 0, came '0'"),
+    ],
+)
+def test_damaged_annotation_files(tmp_path, name, file, damage, message):
+    annotations = epic(audioset(tmp_path / "a", [("a" * 11, "2", "5", MIDS[:1])], [("b" * 11, "2", "5", MIDS[:1])]))
+    (annotations / "train.csv").write_text("label,youtube_id,time_start,time_end\nzumba,bbbbbbbbbbb,1,2\n")
+    frames = tmp_path / "media/rgb_frames/P01_01"
+    frames.mkdir(parents=True)
+    media_files.write_image(frames / "frame_0000000001.jpg", media_files.counting(1)[0], "yuvj420p")
+    content = (annotations / file).read_bytes()
+    changed = content.replace(b"noun_class", b"noun") if damage is None else content + damage
+    (annotations / file).write_bytes(changed)
+    with pytest.raises(DataError, match=message):
+        build_manifest(name, annotations, tmp_path / "media", tmp_path / "m.csv")
+    assert not (tmp_path / "m.csv").exists()
+
+
+def test_clips_that_are_there_twice(tmp_path):
+    header = "label,youtube_id,time_start,time_end\n"
+    line = "zumba,aaaaaaaaaaa,5,15\n"
+    (tmp_path / "train.csv").write_text(f"{header}{line}abseiling,bbbbbbbbbbb,0,10\n{line}")
+    movie(tmp_path / "media/aaaaaaaaaaa_000005_000015.mp4")
+    report = build_manifest("kinetics400", tmp_path, tmp_path / "media", tmp_path / "m.csv")
+    assert report.splits["train"] == {"rows": 2, "present": {"path": 1}, "missing": {"path": 1}}
+    assert "1 rows are there more than once in the annotation files: taken once" in report.notes
+    assert list(rows_of(tmp_path / "m.csv")[1]) == ["aaaaaaaaaaa_000005_000015", "bbbbbbbbbbb_000000_000010"]
+    assert len((tmp_path / "m.csv.missing.csv").read_text().splitlines()) == 2
+    (tmp_path / "val.csv").write_text(header + line)
+    message = r"'aaaaaaaaaaa_000005_000015' is there twice, with the split 'train' and 'val'; remove one of them"
+    with pytest.raises(DataError, match=message):
+        build_manifest("kinetics400", tmp_path, tmp_path / "media", tmp_path / "n.csv")
+    assert not (tmp_path / "n.csv").exists()
+
+
 def test_each_folder_is_listed_once_and_frames_never(tmp_path, monkeypatch):
     frames = tmp_path / "rgb_frames" / "P01_01"
     frames.mkdir(parents=True)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mbt_core import registry
+from mbt_core import Clip, DataError, registry
+from mbt_core.config import parse_modalities
 from mbt_core.conformance import check_kind
 from mbt_core.plugins import missing
 
@@ -27,3 +28,13 @@ def skip_if_not_installed(kind: str) -> None:
 def test_conformance(kind, settings):
     skip_if_not_installed(kind)
     assert [(r.check, r.message) for r in check_kind(kind, settings) if r.status != "ok"] == []
+
+
+@pytest.mark.parametrize(("kind", "field"), [("audio", "seconds"), ("flow", "std"), ("rgb", "frames"),
+                                             ("signal", "rate"), ("text", "max_length")])  # fmt: skip
+def test_fit_says_why_no_clip_is_readable(kind, field, tmp_path):
+    skip_if_not_installed(kind)
+    config = parse_modalities({kind: {field: "auto"}})[kind]
+    clips = [(Clip(tmp_path / name), None) for name in ("gone.npy", "other.npy")]
+    with pytest.raises(DataError, match=rf"{kind}: no readable .*; the first: .*gone\.npy: "):
+        registry().modality_class(kind).fit(config, clips)

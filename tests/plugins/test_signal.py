@@ -83,6 +83,7 @@ def test_hooks_and_settings_import_no_torch():
         ({"patch": [4, 4]}, r"patch .* does not fit view 'patches': expected a number of samples"),
         ({"patch": 4, "view": "spectrogram"}, r"expected \[time, frequency\]"),
         ({"select": [0, 1], "channels": 3}, "channels is 3, but select names 2"),
+        ({"select": []}, "select: .*at least 1 item"),
         ({"mean": [0.0, 1.0], "channels": 3}, "mean has 2 values for 3 channels"),
         ({"std": [1.0, 0.0]}, r"std must be above 0, came \[1.0, 0.0\]"),
         ({"fft": 32, "hop": 64}, "fft 32 must be even and not less than hop 64"),
@@ -171,6 +172,16 @@ def test_gaps(tmp_path):
     assert np.isnan(interpolated(empty)).all()
 
 
+def test_chosen_columns_are_counted_in_the_file(tmp_path):
+    settings = NEUTRAL | {"select": [1, 2], "gaps": "interpolate"}
+    for first in ("20", ""):
+        (tmp_path / "a.csv").write_text("temp,ax,ay,az\n" + f"{first},1,2,3\n" * 100)
+        assert signal(**settings).read(Clip(tmp_path / "a.csv"), Window(0, 2), None)[:, 0].tolist() == [1, 2]
+    (tmp_path / "a.csv").write_text("temp,ax,ay,az\n20,1,2,3\nERR,1,2,3\n")
+    with pytest.raises(MediaError, match=r"a\.csv: .*column 'temp' holds numbers, but 'ERR' at sample 1: empty the"):
+        signal(**settings).read(Clip(tmp_path / "a.csv"), Window(0, 2), None)
+
+
 def test_arrays_of_other_dimensions(tmp_path):
     clip = save(tmp_path / "a.npy", np.zeros((2, 3, 4)))
     with pytest.raises(MediaError, match=r"an array of \[2, 3, 4\], expected \[channels, samples\]"):
@@ -197,6 +208,16 @@ def test_windows_agree_where_they_overlap():
         np.testing.assert_allclose(part, whole[:, round((start + 1) * 64) :][:, :128], atol=1e-5)
     assert not whole[:, :64].any()
     assert not whole[:, 11 * 64 :].any()
+
+
+@pytest.mark.parametrize(("own_rate", "rate"), [(99.97, 100), (30.003, 30), (1 / 0.0195, 50), (100, 50), (44.1, 16)])
+def test_windows_do_not_drift_with_the_recording(own_rate, rate):
+    source = np.zeros((1, round(3700 * own_rate)), np.float32)
+    source[0, round(3600 * own_rate)] = 1
+    window = window_of(source, own_rate, NO_SCALE, rate, 3590, round(20 * rate))
+    assert np.abs(window[0]).argmax() / rate == pytest.approx(10, abs=2 / min(own_rate, rate))
+    end = window_of(np.ones_like(source), own_rate, NO_SCALE, rate, 3695, round(10 * rate))
+    assert np.flatnonzero(end).max() / rate == pytest.approx(5, abs=2 / rate)
 
 
 def test_what_would_alias_is_filtered():
@@ -277,14 +298,32 @@ def test_fit_takes_the_rows_spans(tmp_path):
 
 
 def test_fit_refuses(tmp_path):
-    with pytest.raises(DataError, match="signal: no readable clip to fill channels, rate, seconds"):
+    with pytest.raises(DataError, match=r"signal: no readable clip to fill channels, rate, .*the first: .*none\.npy: "):
         Signal.fit(SignalConfig(), [(Clip(tmp_path / "none.npy"), None)])
     tall = save(tmp_path / "tall.npy", np.zeros((100, 3)))
     with pytest.raises(DataError, match=r"\[100, 3\]: expected \[channels, samples\]; transpose"):
         Signal.fit(SignalConfig(), [(tall, None)])
     flat = save(tmp_path / "flat.npy", np.zeros((3, 100)))
-    with pytest.raises(DataError, match=r"differ in their channels: 3 in 2, 100 in 1; choose some by select"):
+    with pytest.raises(DataError, match=r"channels: 3 in 2, 100 in 1 \(.*tall\.npy has 100\); choose some by"):
         Signal.fit(SignalConfig(), [(flat, None), (flat, None), (tall, None)])
+    with pytest.raises(DataError, match=r"no file has 2 channels; .*flat\.npy has 3"):
+        Signal.fit(SignalConfig(channels=2), [(flat, None), (flat, None)])
+
+
+@pytest.mark.parametrize("settings", [{"select": [0, 1, 2]}, {"channels": 3}])
+def test_fit_refuses_transposed_arrays(tmp_path, settings):
+    tall = save(tmp_path / "tall.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    with pytest.raises(DataError, match=r"\[100, 3\]: expected \[channels, samples\]; transpose"):
+        Signal.fit(SignalConfig(**settings), [(tall, None)])
+    assert Signal.fit(SignalConfig(select=[0, 1], channels=2), [(tall, None)]).seconds == 3  # really so short
+
+
+def test_fit_leaves_out_files_with_other_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    clips = [(save(tmp_path / f"{i}.npy", rng.normal(size=(5 if i == 1 else 3, 40))), None) for i in range(4)]
+    config = Signal.fit(SignalConfig(channels=3), clips)
+    assert (config.channels, len(config.mean)) == (3, 3)
+    assert config == Signal.fit(SignalConfig(channels=3), clips[:1] + clips[2:])
 
 
 # Augmentation

@@ -9,6 +9,7 @@ import torch
 
 from mbt_core import Clip, ConfigError, DataError, Window, registry
 from mbt_core.config import DataConfig, parse_modalities
+from mbt_core.data.check import check
 from mbt_core.data.collate import Collate
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.manifest import Manifest
@@ -182,6 +183,21 @@ def test_rows_of_a_manifest(tmp_path):
     assert batch.samples["text"]["mask"].sum(1).tolist() == [6, 7, 13]
 
 
+@pytest.mark.parametrize("seconds", [None, 2])
+def test_a_row_in_which_nothing_is_said_any_more_is_empty(tmp_path, seconds):
+    (tmp_path / "b.srt").write_text(SUBTITLES)
+    rows = "id,talk.path,start,end\na,b.srt,0,5\nb,b.srt,5,10\nc,b.srt,7,\n"
+    (tmp_path / "m.csv").write_text(rows)
+    modalities = {"talk": text(seconds=seconds)}
+    manifest = Manifest.read(tmp_path / "m.csv", {"talk": "text"}, DataConfig())
+    dataset = ClipDataset(manifest, modalities, {}, config=DataConfig(), seed=0, training=False)
+    views = [dataset[Draw(0, row)][0] for row in range(3)]
+    assert [view.error for view in views] == [None] * 3
+    assert [bytes_of(view.samples["talk"]) for view in views] == [b"first\nsecond", b"", b""]
+    found = check(manifest)["splits"]["train"]["modalities"]["talk"]
+    assert (found["present"], found["unreadable"]) == (3, 0)
+
+
 # Fit
 
 
@@ -214,6 +230,16 @@ def test_tokenizer_file(tokenizer_file):
     html = modality.draw(sample, np.ones(32)).html
     assert ">dog</span>" in html
     assert "&lt;b&gt;" in html
+
+
+def test_a_vocabulary_with_numbers_of_no_token(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"a": 0, "[UNK]": 2, "c": 9}, unk_token="[UNK]")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "t.json"))
+    modality = text(tokenizer=str(tmp_path / "t.json"))
+    sample = modality.read(words("c"), ALL, None)
+    assert sample.tolist() == [9 + FIRST, END]
+    assert modality.tokenizer(4)(sample[None]).x.shape == (1, 2, 4)
 
 
 def test_relative_paths_are_kept_absolute(tokenizer_file, monkeypatch):

@@ -23,6 +23,7 @@ FAULTS = {
     "NoHelp": ("help", "no help for gain; write a docstring"),
     "EmptyCard": ("card", "the card's units, normalisation are empty"),
     "ForgetfulFit": ("fit", "fit leaves channels at 'auto'"),
+    "FragileFit": ("fit", r"fit fails at one clip that cannot be read \(.*unreadable\.npy: .*No such file"),
     "TrainingShape": ("samples", r"training of file 0 is \[3, \d+\], evaluation gives \[3, 320\]; give all one shape"),
     "BlankType": ("samples", "blank is int16, evaluation gives float32"),
     "RaggedBatch": ("collate", r"a batch of 4 is \[12, 320\], expected \[4, \.\.\.\]"),

@@ -180,7 +180,41 @@ def test_a_row_past_the_end_of_its_file(tmp_path: Path) -> None:
     rows = [{"id": "1", "path": "x.mp4", "a": "", "w": "", "label": "x", "start": 30, "end": 40}]
     (example,) = dataset(write_csv(tmp_path / "m.csv", rows))[Draw(0, 0)]
     assert example.weight == 0
-    assert "x.mp4: its row starts at 30 s, but it is only 1 s long" in example.error
+    assert "x.mp4: 'p' (frames): its row starts at 30 s, but it is only 1 s long" in example.error
+
+
+def test_windows_of_streams_of_different_lengths_are_of_the_same_time(tmp_path: Path) -> None:
+    media_files.write_media(tmp_path / "x.mp4", media_files.counting(100), media_files.sine(2.048, 16000))  # 4 s, 2 s
+    rows = [{"id": "1", "path": "x.mp4", "w": "", "label": "x", "start": s} for s in ("", 1, 3)]
+    rows = [row | {"id": str(i)} for i, row in enumerate(rows)]
+    path = write_csv(tmp_path / "m.csv", rows)
+    clips = {n: m for n, m in four(p=0.5, s=0.5).items() if n != "a"}
+    views = [windows(e) for e in dataset(path, clips, training=False, views=3)[Draw(0, 0)]]
+    assert all(view["p"] == view["s"] for view in views)
+    assert views[2]["s"] == pytest.approx((1.55, 2.05), abs=0.05)
+    for index, epoch in ((0, 0), (0, 1), (1, 2), (1, 3)):
+        drawn = windows(dataset(path, clips)[Draw(epoch, index)][0])
+        assert drawn["p"] == drawn["s"]
+        assert index <= drawn["p"][0] <= 1.6
+        (left,) = dataset(path, clips, dropout={"s": 0.999})[Draw(epoch, index)]  # it changes no others
+        assert windows(left) == {"p": drawn["p"]}
+    apart = windows(dataset(path, clips, training=False, views=3, config={"sync": False})[Draw(0, 0)][2])
+    assert apart["p"] == pytest.approx((3.5, 4.0), abs=0.05)
+    (past,) = dataset(path, clips, training=False)[Draw(0, 2)]
+    assert (past.error or "").endswith(f"'s' (waveform): its row starts at 3 s, but it is only {2.048:g} s long")
+    whole = {"p": clips["p"], "s": four()["s"]}  # what is read as a whole leaves the windows of others where they are
+    view = windows(dataset(path, whole, training=False, views=2)[Draw(0, 0)][1])
+    assert (view["p"], view["s"]) == (pytest.approx((3.5, 4.0), abs=0.05), pytest.approx((0, 2.05), abs=0.05))
+
+
+def test_a_text_that_ended_does_not_move_the_windows_of_others(tmp_path: Path) -> None:
+    write_movie(tmp_path / "x.mp4", 3.0)
+    (tmp_path / "x.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nword\n")
+    rows = [{"id": "1", "path": "x.mp4", "w.path": "x.srt", "label": "x", "start": 2, "end": 3}]
+    clips = {n: m for n, m in four(p=0.2, w=0.2).items() if n in "pw"}
+    first, last = dataset(write_csv(tmp_path / "m.csv", rows), clips, training=False, views=2)[Draw(0, 0)]
+    assert [windows(view)["w"] for view in (first, last)] == [pytest.approx((2.0, 2.2)), pytest.approx((2.8, 3.0))]
+    assert all(windows(view)["p"] == windows(view)["w"] for view in (first, last))
 
 
 def test_a_row_is_read_inside_its_span(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 from pathlib import Path
 
+import media_files
 import numpy as np
 import pytest
 
@@ -47,6 +48,15 @@ def test_a_shared_file_serves_arrays_but_no_text(tmp_path: Path) -> None:
     assert read(tmp_path, rows, {"a": "array"}).row(0).sources["a"].path == str(tmp_path / "1.npy")
     with pytest.raises(DataError, match="nothing for modality 'w'"):
         read(tmp_path, rows, {"w": "text"})
+
+
+def test_texts_that_name_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "2.SRT").write_text("")
+    rows = [{"id": f"{i}", "w": cell} for i, cell in enumerate(["", "1.srt", "2.SRT"])]
+    with pytest.raises(DataError, match=r"'w': expected texts, .* e\.g\. '2\.SRT'; call the column 'w\.path'"):
+        read(tmp_path, rows, {"w": "text"})
+    assert len(read(tmp_path, [*rows, {"id": "3", "w": "who wrote 2.srt?"}], {"w": "text"})) == 4
+    assert len(read(tmp_path, rows[:2], {"w": "text"})) == 2  # there is no such file
 
 
 def test_a_modality_cannot_be_called_as_a_column(tmp_path: Path) -> None:
@@ -92,6 +102,23 @@ def test_confine_follows_symbolic_links(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"link\.mp4 leaves the root"):
         check_missing(found, "train", 1.0)
     assert found.row(1).sources["p"].path == os.path.realpath(data / "inside.mp4")
+
+
+@pytest.mark.parametrize("place", ["1.png", "u/1.png", "u"])
+def test_confine_follows_links_in_folders_of_pictures(tmp_path: Path, place: str) -> None:
+    picture, data = tmp_path / "secret/1.png", tmp_path / "data"
+    for folder in (tmp_path / "secret", data / "own/u", data / "bad"):
+        folder.mkdir(parents=True)
+    for path in (picture, data / "own/1.png", data / "own/u/1.png"):
+        media_files.write_image(path, media_files.counting(1)[0], "gray")
+    (data / "own/u/2.png").symlink_to(data / "own/1.png")
+    if place != "u":
+        (data / "bad" / place).parent.mkdir(exist_ok=True)
+    (data / "bad" / place).symlink_to(picture if place != "u" else picture.parent)
+    found = read(data, [{"id": "1", "path": "own"}, {"id": "2", "path": "bad"}], config={"confine": True})
+    assert found.row(0).sources["p"].path == os.path.realpath(data / "own")
+    with pytest.raises(DataError, match=rf"bad/{place} leaves the root .*, which data\.confine forbids"):
+        found.row(1)
 
 
 def test_tasks_classes_and_counts(tmp_path: Path) -> None:

@@ -163,6 +163,15 @@ def test_what_has_changed_is_copied_anew(folder, server, tmp_path):
     assert len(list(remote.copy_of(f"{server.url}/shards").glob("shard-000000.*.index.npy"))) == 1
 
 
+def test_other_labels_of_the_same_files_are_copied_anew(folder, server, tmp_path):
+    data = fakes.write_data(tmp_path / "data", 6)
+    for label in ("even", "odd"):
+        data.write_text(data.read_text().replace("even", label))
+        shutil.rmtree(folder)
+        packed(data, folder)
+        assert read(f"{server.url}/shards").row(0).labels == {"label": label}
+
+
 def test_decoded_clips_of_shards_elsewhere_are_kept(folder, server, tmp_path):
     there = read(f"{server.url}/shards")
     expected = batches(there)
@@ -188,6 +197,28 @@ def test_a_server_may_fail_now_and_then(folder, server):
     server.failing = 9
     with pytest.raises(DataError, match=r"shard-000001\.tar: cannot be read: 503"):
         open_clip(there.row(5).sources["p"].path).has("frames")
+
+
+@pytest.mark.parametrize("code", [408, 429])
+def test_a_server_that_has_too_much_to_do(folder, server, monkeypatch, code):
+    paths = [read(f"{server.url}/shards").row(i).sources["p"].path for i in (0, 5)]
+    slept = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    server.code = code
+    for number, (told, waited) in enumerate(((7, 7.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0))):
+        server.failing, server.retry_after = 2, told
+        assert open_clip(paths[number]).frames([0.0]).shape == (1, 48, 64, 3)
+        assert set(slept) == {waited}
+        slept.clear()
+    forget()
+    server.failing, server.retry_after = 2, 3600  # longer than one may wait
+    with pytest.raises(DataError, match=rf"shard-000000\.tar: cannot be read: {code}"):
+        open_clip(paths[0]).frames([0.0])
+    forget()
+    server.code, server.failing, server.retry_after = 403, 2, None
+    with pytest.raises(DataError, match=r"shard-000000\.tar: cannot be read: 403"):
+        open_clip(paths[0]).frames([0.0])
+    assert slept == []
 
 
 def test_a_server_that_does_not_answer(folder, server, monkeypatch):

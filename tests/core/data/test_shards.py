@@ -25,7 +25,7 @@ from mbt_core.data.missing import check_missing
 from mbt_core.data.packing import pack
 from mbt_core.data.stats import statistics
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.media import MediaError, exists, open_clip
+from mbt_core.media import MediaError, exists, open_clip, shards
 from mbt_core.media.shards import INDEX, open_shard
 
 SETTINGS = {"short_side": 48, "quality": 95, "window": 0.4, "workers": 1}
@@ -265,6 +265,14 @@ def test_missing_and_broken_files_stay_rows(data, tmp_path):
     assert (found["present"], found["missing"], found["unreadable"], found["absent"]) == (4, 0, 1, 1)
 
 
+def test_a_member_that_is_too_large_is_not_read(data, tmp_path, monkeypatch):
+    packed(data, tmp_path / "out")
+    monkeypatch.setattr(shards, "LARGEST", 500)
+    message = r"shard-000000\.tar: member '000000000\.\S+' has [\d,]+ bytes, expected at most 500: cut its file"
+    with open_clip(first_of(tmp_path / "out")) as clip, pytest.raises(MediaError, match=message):
+        clip.frames([0.0])
+
+
 def test_shards_are_cached_and_counted_like_files(data, tmp_path):
     modalities = {"p": fakes.Pictures("p", seconds=0.2), "s": fakes.Sound("s", seconds=0.2)}
     packed(data, tmp_path / "out", modalities)
@@ -307,9 +315,13 @@ def test_what_does_not_fit_is_refused(data, tmp_path):
         packed(out, tmp_path / "again")
     other = tmp_path / "other"
     other.mkdir()
-    (other / "notes.txt").touch()
+    for foreign in ("notes.txt", "shard-000000.parquet"):
+        (other / foreign).touch()
+        with pytest.raises(ConfigError, match="exists and is no folder of shards"):
+            packed(data, other)
+        (other / foreign).unlink()
     with pytest.raises(ConfigError, match="exists and is no folder of shards"):
-        packed(data, other)
+        packed(data, data)
     with pytest.raises(ConfigError, match="--part 3/2: expected i/n"):
         packed(data, tmp_path / "new", part=(3, 2))
     with pytest.raises(ConfigError, match="expected fps, short side"):

@@ -110,7 +110,7 @@ def test_parquet_with_typed_columns(tmp_path: Path) -> None:
         ("m.csv", b"id,path,w\n", "no rows"),
         ("m.csv", b"id,path,w\na,b\n", r"malformed: .*Row #2: Expected 3 columns, got 2"),
         ("m.csv", b"id,path,w\na,b,c\nd,e,f,g\n", r"Row #3: Expected 3 columns, got 4"),
-        ("m.csv", b'id,path,w\na,"b,c\n', "malformed: "),
+        ("m.csv", b'id,path,w\na,"b,c\n', "line 2: a quote is opened and not closed"),
         ("m.csv", b"id,id,path\na,b,c\n", "column 'id' is there twice"),
         ("m.csv", b"id,path,w\na,b\0c,d\n", "column 'path': row 1 contains a NUL byte"),
         ("m.csv", b"id,path,w\na,\xff\xfe,c\n", "not UTF-8 text; save it as UTF-8"),
@@ -147,6 +147,35 @@ def test_hostile_files(tmp_path: Path, name: str, content: bytes | None, message
         path.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('id,path,w\n1,a,"dog\n2,b,cat\n', 2),  # up to the end
+        ('id,path,w\n1,a,"dog\n2,b,cat', 2),
+        ('id,path,w\n1,a,"dog\n', 2),
+        ('id,path,w,note\n1,a,b,c\n2,"x\ny",b,"c\n3,a,b,c\n', 4),  # of a column that is not read
+        ('id,path,w\n1,a,"dog\n2,b,c\n3,a,"cat"\n4,a,b\n', 2),  # up to the next quote
+        ('id,path,w\n1,a,"dog\n2,b,c\n3,"a",b\n', 2),
+        ('id,path,"w\n1,a,dog\n', 1),
+        ('id,path,w\n1,a,"dog\n' + "2,b,cat\n" * (1 << 21), 2),  # beyond what is parsed at a time
+    ],
+)
+def test_a_quote_that_is_not_closed(tmp_path: Path, content: str, line: int) -> None:
+    for name, text in (("m.csv", content), ("m.tsv", content.replace(",", "\t"))):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DataError, match=rf"{name}: line {line}: a quote is opened and not closed; close it"):
+            read(tmp_path / name)
+
+
+def test_quotes_that_are_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text('id,path,w\n\n1,a,6" wide\n2,a,"a ""b""\n\n""c"""\n3,"a",""\n4,a,"x" y\n', newline="\r\n")
+    manifest = read(path)
+    assert [manifest.row(i).id for i in range(len(manifest))] == ["1", "2", "3", "4"]
+    assert manifest.row(0).sources["w"].text == '6" wide'
+    assert manifest.row(1).sources["w"].text == 'a "b"\r\n\r\n"c"'
 
 
 def folder_of(root: Path, *files: str) -> Path:

@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import resource
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -109,11 +110,51 @@ def test_empty_cells_are_nan(tmp_path):
     np.testing.assert_array_equal(Clip(tmp_path / "a.csv").array(), [[1, np.nan], [2, 4]])
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0,1,2\n5,6,7\n", [[5], [6], [7]]),  # the header of pandas
+        (",0,1\n0,6,7\n", [[0], [6], [7]]),
+        ("time,1,2\n5,6,7\n", [[5], [6], [7]]),
+        ('"1","2"\n"3","4"\n', [[1, 3], [2, 4]]),
+        ("NA,2\n3,4\n", [[np.nan, 3], [2, 4]]),
+        ("x\n1\n\n3\n\n", [[1, np.nan, 3]]),
+        ("\n1\n\n3", [[np.nan, 1, np.nan, 3]]),
+        ("0\n1\n", [[0, 1]]),
+        ("\nx,y\n\n1,2\n", [[1], [2]]),
+        ("dead,x\n,1\n,2\n", [[np.nan, np.nan], [1, 2]]),
+        ("x,y,\n1,2,\n", [[1], [2]]),  # a comma at the end of each line
+        ("1,2,\n3,4,\n", [[1, 3], [2, 4]]),
+        ("x,dead\n1,\n2,\n", [[1, 2], [np.nan, np.nan]]),
+        ("x\n+1.5\n\n-2\n", [[1.5, np.nan, -2]]),
+        ("\ufeffon,who,when\ntrue,me,2026-01-01\nfalse,,\n", [[1, 0]]),
+    ],
+)
+def test_columns_of_csv_files(text, expected):
+    np.testing.assert_array_equal(Clip(text.encode(), "a.csv").array(), expected)
+
+
+def test_columns_of_parquet_files(tmp_path):
+    columns = {
+        "who": ["1", "b"],
+        "on": [True, None],
+        "price": pa.array([Decimal("1.5"), Decimal("-2.25")]),
+        "dead": pa.nulls(2),
+        "half": pa.array(np.array([1, 2], np.float16)),
+        "count": pa.array([None, 7], pa.int64()),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    expected = [[1, np.nan], [1.5, -2.25], [np.nan, np.nan], [1, 2], [np.nan, 7]]
+    np.testing.assert_array_equal(Clip(tmp_path / "a.parquet").array(), expected)
+
+
 def test_arrays_that_cannot_be_read(tmp_path):
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.save(tmp_path / "words.npy", np.array(["a"]))
     np.savez(tmp_path / "two.npz", a=np.zeros(1), b=np.zeros(1))
     (tmp_path / "words.csv").write_text("a,b\nx,y\n")
+    (tmp_path / "head.csv").write_text("a,b\n")
+    (tmp_path / "mixed.csv").write_text("a,b\n1,2\n3,4 g\n")
     np.save(tmp_path / "cut.npy", np.zeros((2, 100)))
     (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:300])
     expected = {
@@ -121,6 +162,8 @@ def test_arrays_that_cannot_be_read(tmp_path):
         "words.npy": "expected numbers, found <U1",
         "two.npz": r"it holds \['a', 'b'\]: expected one array",
         "words.csv": r"no column holds numbers; columns: \['a', 'b'\]",
+        "head.csv": "Empty CSV file",
+        "mixed.csv": "column 'b' holds numbers, but '4 g' at sample 1: empty the cell if it is a gap, or remove the",
         "cut.npy": "cannot read its array",
         "none.npy": "No such file",
     }

@@ -106,6 +106,14 @@ def test_overwritten_video_is_an_error_and_not_a_grey_picture(folder, file):
         Clip(bytes(data), file).frames([0.0, 0.79])
 
 
+def test_millions_of_empty_boxes_are_under_the_timeout():
+    data = b"\0\0\0\x08free" * 4_000_000
+    begun = time.monotonic()
+    with pytest.raises(MediaError, match=r"boxes\.mp4: took longer than 0\.2 s to read"):
+        Clip(data, "boxes.mp4", timeout=0.2).has("frames")
+    assert time.monotonic() - begun < 2
+
+
 def test_damage_behind_the_window_does_not_matter(folder):
     data = bytearray((folder / "fast.mp4").read_bytes())
     data[-2000:-1000] = bytes(1000)

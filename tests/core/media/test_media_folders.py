@@ -10,6 +10,7 @@ import pytest
 from media_files import sine, write_image, write_media
 
 from mbt_core.media import Clip, MediaError, decode_all, identity
+from mbt_core.media.folders import numbering
 
 
 def write_folder(folder: Path, levels: dict[str, np.ndarray], suffix: str = ".png") -> Path:
@@ -82,6 +83,32 @@ def test_folders_that_are_refused(tmp_path, levels):
     folder = write_folder(tmp_path / "sizes", levels | {"b": np.zeros((12, 8, 24), np.uint8)})
     with pytest.raises(MediaError, match=r"img_1\.png: a picture of \[8, 24\] among some of \[16, 24\]"):
         Clip(folder).array([0])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([f"frame_{i:06d}.jpg" for i in range(1, 101) if i != 33], "frame_000033.jpg is missing among its 99 frames"),
+        ([f"frame_{i:06d}.jpg" for i in range(1, 101) if i != 37], "frame_000037.jpg is missing among its 99 frames"),
+        ([f"frame_{i:06d}.jpg" for i in range(0, 500, 5)], "frame_000001.jpg is missing among its 100 frames"),
+        (["1.jpg", "02.jpg"], "2.jpg is missing among its 2 frames; expected all numbers from 1 on"),
+        (["img_7.png", "img_8.png"], "expected frames numbered from 0 or 1 on, the first is img_7.png"),
+        (["x_1.png", "x_2.png", "y_1.png"], "names differ in the number alone, found x_1.png and y_1.png"),
+    ],
+)
+def test_numbers_that_are_no_video(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).touch()
+    with Clip(tmp_path, fps=25) as clip, pytest.raises(MediaError, match=message):
+        clip.has("frames")
+
+
+def test_numbers_of_a_video(tmp_path):
+    for i in range(12):
+        (tmp_path / f"a2_{i}.jpg").touch()
+    for other in (".a2_99.jpg", "cover.jpg", "notes_1.txt"):
+        (tmp_path / other).touch()
+    assert numbering(str(tmp_path)) == ("a2_", 1, ".jpg", 0, 12)
 
 
 @pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_u8"])

@@ -8,7 +8,11 @@ import pytest
 
 from core.data import fakes
 from mbt_core.config import DataConfig
+from mbt_core.data.cache import Cache
+from mbt_core.data.check import check
+from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.missing import check_missing
 from mbt_core.data.packing import pack
 from mbt_core.errors import DataError
 from mbt_core.media import Clip, MediaError, exists, identity, open_clip, recordings
@@ -82,6 +86,27 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "x.h5").write_bytes(b"nothing" * 99)
     with open_clip(str(tmp_path / "x.h5/P01_01")) as clip, pytest.raises(MediaError, match=r"x\.h5: cannot open it"):
         clip.has("waveform")
+
+
+def test_a_damaged_file_counts_as_unreadable(path, tmp_path):
+    """In check, packing, the cache and the look for files alike."""
+    (tmp_path / "bad.h5").write_bytes(b"nothing" * 99)
+    rows = [{"id": name, "s": f"{name}/P01_01", "label": "x"} for name in ("EPIC_audio.hdf5", "bad.h5")]
+    manifest = Manifest.read(fakes.write_csv(tmp_path / "m.csv", rows), {"s": "waveform"}, DataConfig(val_fraction=0))
+    found = check(manifest)["splits"]["train"]["modalities"]["s"]
+    assert (found["present"], found["missing"], found["unreadable"]) == (1, 0, 1)
+    report = pack(tmp_path / "m.csv", {"s": "waveform"}, DataConfig(), tmp_path / "out", workers=1)
+    assert (report.rows, report.missing, report.unreadable) == (2, 0, 1)
+    assert "bad.h5: cannot open it" in report.examples[0]
+    sound = {"s": fakes.Sound("s", seconds=0.2)}
+    cache = Cache(sound, 10.0)
+    assert cache.fill(manifest, np.arange(2), 10**9)
+    assert cache.nbytes > 0
+    assert check_missing(manifest, "train", 0.0).missing == 0
+    dataset = ClipDataset(manifest, sound, {}, config=DataConfig(), seed=0, training=False, cache=cache)
+    examples = [dataset[Draw(0, i)][0] for i in range(2)]
+    assert [example.weight for example in examples] == [1, 0]
+    assert "bad.h5: cannot open it" in examples[1].error
 
 
 def test_damage_is_said(tmp_path):

@@ -207,7 +207,7 @@ def test_shared_and_joint_blocks_and_bottlenecks_of_positions(tmp_path):
         ({"depth": 1}, {}, "another depth than the model: 1, expected 2"),
         ({"mlp_ratio": 2}, {}, r"blocks.rgb.0.mlp.fc1.weight is \[48, 24\], expected \[96, 24\]"),
         ({"pre_norm": True}, {}, "another norm before the blocks"),
-        ({"reg_tokens": 2}, {}, "has 2 register tokens, the model 0; set .*registers=2"),
+        ({"reg_tokens": 2}, {}, "has 2 register tokens, the model 0; set .*registers: 2"),
         ({"qk_norm": True}, {}, "attn.q_norm.weight has no place"),
         ({}, {"qk_norm": True}, "attn.q_norm.weight is missing"),
     ],

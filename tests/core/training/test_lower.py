@@ -1,6 +1,7 @@
 """Training above frozen layers from kept tokens: the same results, nothing computed twice, nothing out of date."""
 
 import copy
+import importlib
 import json
 import os
 import re
@@ -334,6 +335,23 @@ def test_kept_tokens_are_of_this_precision_code_and_named_files(tmp_path, monkey
         model.config.modalities["gamma"] = GammaConfig(words=str(tmp_path / name))
         prints.add(lower.fingerprint(model, 1, "32"))
     assert len(prints) == 6
+
+
+def test_code_is_that_of_the_whole_package_and_of_what_it_inherits_from(tmp_path, monkeypatch):
+    files = {
+        "lower_base/__init__.py": "class Base: ...",
+        "lower_base/helper.py": "",
+        "lower_own/__init__.py": "",
+        "lower_own/parts/__init__.py": "",
+        "lower_own/parts/gain.py": "",
+        "lower_own/kind.py": "from lower_base import Base\nclass Own(Base): ...",
+    }
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("lower_own.kind").Own()
+    assert lower._code(own) == sorted(tmp_path / name for name in files)
 
 
 def test_only_what_has_changed_is_computed_anew(tmp_path, series, embedded):
