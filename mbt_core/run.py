@@ -290,7 +290,8 @@ def _prepare(
         modalities = make_modalities(experiment)
         manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
         require_train(manifest)
-        check_tasks(experiment, manifest)
+        if not fresh:  # else `resolve` does it
+            check_tasks(experiment, manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
         require_modalities(manifest, modalities, experiment.data.timeout)

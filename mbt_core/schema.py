@@ -6,7 +6,15 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mbt_core.errors import ConfigError, nearest
 
@@ -83,8 +91,10 @@ def _both(side: Sides) -> tuple[int, int]:
 
 
 def _types(annotation: Any) -> set[Any]:
-    """All types that an annotation is made of."""
-    return {annotation} if not get_args(annotation) else set().union(*map(_types, get_args(annotation)))
+    """The types that an annotation is made of, those of its literals among them."""
+    if parts := get_args(annotation):
+        return set().union(*map(_types, parts))
+    return {annotation if annotation is Any or isinstance(annotation, type) else type(annotation)}
 
 
 def _has_boolean(value: Any) -> bool:

@@ -91,8 +91,8 @@ def apply_sets(tree: dict[str, Any], assignments: Iterable[str]) -> dict[str, An
             if old and not isinstance(old, dict):
                 where = ".".join(keys[:depth])
                 raise ConfigError(
-                    f"{where} is {old!r}: it has no key {keys[depth]!r}; set a mapping in its place, e.g. "
-                    f"{where}={{{'.'.join(keys[depth:])}: {text}, ...}}"
+                    f"{where} is {old!r}: it has no key {keys[depth]!r}; set a mapping in its place: "
+                    f"{where}={{{keys[depth]}: VALUE, ...}}"
                 )
             node[key] = old or {}
             node = node[key]

@@ -21,7 +21,9 @@ def predict(
     top: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
     every: Annotated[
         float | None,
-        typer.Option(help="Slide a window over each file, a start every so many seconds.", show_default=False),
+        typer.Option(
+            help="Slide a window over each file, a start every so many seconds and one at its end.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A .jsonl or .csv file for the answers, a line each.", show_default=False)
@@ -44,8 +46,11 @@ def predict(
         from mbt_core.evaluate.answers import Answers
 
         done = failed = 0
-        with Answers(out, opened.model.config.head, top, resume) as answers:
-            for prediction in opened.predict_stream(files, top, every, device, answers, fps):
+        answers = Answers(out, opened.model.config.head, top, resume)
+        # wrong usage ends here, before the file is made
+        stream = opened.predict_stream(files, top, every, device, answers, fps)
+        with answers:
+            for prediction in stream:
                 answers.add(prediction)
                 _complain(prediction)
                 failed += prediction.error is not None

@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from mbt_core.config import HeadConfig
+from mbt_core.config import DEFAULT_TASK, HeadConfig
 from mbt_core.errors import ConfigError, DataError, MBTError
 from mbt_core.evaluate.predict import FilePrediction
 from mbt_core.files import finite, write_atomically
@@ -36,7 +36,8 @@ class Answers:
         resume: go on with the file, if it is there.
 
     Raises:
-        ConfigError: for another suffix, a file that is there and is not to be resumed, or a .csv of other columns.
+        ConfigError: for another suffix, a file that is there and is not to be resumed, or one of other tasks or
+            numbers of labels.
         DataError: on entering the context, if a line of the file is no prediction.
     """
 
@@ -47,6 +48,10 @@ class Answers:
             raise ConfigError(f"--out {path} is there already; go on with it by --resume, or choose another")
         self.path, self.head, self.top = path, head, top
         self.is_csv = path.suffix.lower() == ".csv"
+        self.sizes = {
+            task: classes if head.kind_of(task) == "regression" else min(top, classes)
+            for task, classes in head.outputs.items()
+        }
         self.columns = [*PLACE, *self._label_columns()]
         self.kept = 0
         self._answered: set[tuple[str, float | None]] = set()
@@ -54,8 +59,7 @@ class Answers:
 
     def _label_columns(self) -> list[str]:
         names = []
-        for task, classes in self.head.outputs.items():
-            count = classes if self.head.kind_of(task) == "regression" else min(self.top, classes)
+        for task, count in self.sizes.items():
             prefix = "" if self.head.tasks is None else f"{task}/"
             names += [f"{prefix}{what}_{rank}" for rank in range(1, count + 1) for what in ("label", "score")]
         return names
@@ -121,10 +125,19 @@ class Answers:
                 try:
                     found = json.loads(line)
                     key, failed = (found["file"], found.get("start")), "error" in found
+                    top = found.get("top", {})
+                    by_task = top if isinstance(top, dict) else {DEFAULT_TASK: top}
+                    sizes = {task: len(labels) for task, labels in by_task.items()}
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     raise self._no_answer(number) from None
-                if not failed:
-                    yield key, line
+                if failed:
+                    continue
+                if sizes != self.sizes:
+                    raise ConfigError(
+                        f"--out {self.path}: its answers are not those of this run and --top; line {number} has "
+                        f"labels of {_listed(sizes)}, expected {_listed(self.sizes)}; choose another --out"
+                    )
+                yield key, line
 
     def _csv_lines(self) -> Iterator[tuple[tuple[str, float | None], str]]:
         with self.path.open(encoding="utf-8", newline="\n") as file:
@@ -147,6 +160,10 @@ class Answers:
 
     def _no_answer(self, number: int) -> DataError:
         return DataError(f"{self.path}: line {number} is no prediction; choose another --out")
+
+
+def _listed(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{task} ({count})" for task, count in sizes.items()) or "nothing"
 
 
 def _whole_lines(file: TextIO) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -185,9 +185,12 @@ def _column(values_RD: np.ndarray) -> pa.FixedSizeListArray:
 
 def _write_arrays(path: Path, parts: Iterable[Part], fused_only: bool) -> None:
     whole = _joined(list(parts))
-    with path.open("wb") as file:
-        if fused_only:
+    if fused_only:
+        with path.open("wb") as file:
             np.save(file, whole.values[FUSED])
-        else:
-            arrays: dict[str, Any] = {IDS: np.array(whole.ids, dtype=str), **whole.values}
-            np.savez(file, **arrays)
+        return
+    arrays = {IDS: np.array(whole.ids, dtype=str), **whole.values}
+    with ZipFile(path, "w") as archive:  # np.savez takes no array called `file`
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)

@@ -41,6 +41,9 @@ BATCH = 32
 """Views classified at a time, unless ``evaluate.batch_size`` says otherwise."""
 FEW = 8
 """So many files are read by this process itself."""
+WINDOWS = 1_000_000
+"""More windows of a file are an error: `every` is too short, or the length that the file claims is wrong."""
+NOT_FINITE = "the model gives no finite scores; look for values in it far beyond those it was trained on"
 Listed = Sequence[tuple[str, bool, bool]]
 """Of each entry of a folder: its name, whether it is a folder, whether it is a link."""
 
@@ -87,8 +90,7 @@ def find_files(
     Raises:
         ConfigError: for an `fps` that is no positive number.
     """
-    if fps is not None and not 0 < fps < math.inf:
-        raise ConfigError(f"--fps {fps:g}: expected a positive number of frames a second")
+    _check_positive("--fps", fps, "frames a second")
     for path in paths:
         if not path.is_dir():
             yield _named(path)
@@ -192,7 +194,11 @@ class Stream(Sampler[list[Segment]]):
             yield row
 
 
-@torch.inference_mode()
+def _check_positive(option: str, value: float | None, unit: str) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigError(f"{option} {value:g}: expected a positive number of {unit}")
+
+
 def predict_files(
     model: MBT,
     paths: Iterable[Path],
@@ -215,18 +221,40 @@ def predict_files(
         experiment: of the run: data, views, batch size.
         fabric: device and precision.
         top: how many labels.
-        every: seconds between the starts of windows that slide over each file; None: the run's views of the whole.
+        every: seconds between the starts of windows that slide over each file, the last of which ends with it; None:
+            the run's views of the whole.
         answered: (file, start of the window or None) of what is left out.
         fps: frames a second of folders of pictures and of arrays, which do not tell it; see `find_files`.
+
+    Raises:
+        ConfigError: at once, for an `every` or `fps` that is no positive number.
     """
+    _check_positive("--every", every, "seconds")
+    _check_positive("--fps", fps, "frames a second")
+    files = find_files(paths, {m.reads for m in model.modalities.values()}, fps)
+    rows = (row for row in _rows(files, model.modalities, every, fps) if _key(row) not in answered)
+    return _classified(model, rows, experiment, fabric, top, every is not None, fps)
+
+
+def _key(row: Segment | FilePrediction) -> tuple[str, float | None]:
+    """A file, and the start of the window of it."""
+    return (row.file, row.start) if isinstance(row, FilePrediction) else row[:2]
+
+
+@torch.inference_mode()
+def _classified(
+    model: MBT,
+    rows: Iterator[Segment | FilePrediction],
+    experiment: Experiment,
+    fabric: Fabric,
+    top: int,
+    windows: bool,
+    fps: float | None,
+) -> Iterator[FilePrediction]:
+    """What each row was classified as, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
-    rows = (
-        row
-        for row in _rows(find_files(paths, set(reads.values()), fps), model.modalities, every, fps)
-        if isinstance(row, FilePrediction) or (row[0], row[1]) not in answered
-    )
     first = list(islice(rows, FEW + 1))
-    views = 1 if every is not None else experiment.evaluate.views
+    views = 1 if windows else experiment.evaluate.views
     stream = Stream(chain(first, rows), max(1, (experiment.evaluate.batch_size or BATCH) // views))
     empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
@@ -240,7 +268,7 @@ def predict_files(
         results = answers_of(batch, {task: values.float().cpu() for task, values in logits.items()}, model, top,
                            experiment.evaluate.average)  # fmt: skip
         for row in stream.take(len(batch) // views):
-            yield row if isinstance(row, FilePrediction) else _placed(next(results), row, every is not None)
+            yield row if isinstance(row, FilePrediction) else _placed(next(results), row, windows)
     for row in stream.take(0):
         assert isinstance(row, FilePrediction)
         yield row
@@ -273,8 +301,6 @@ def _rows(
     fps: float | None = None,
 ) -> Iterator[Segment | FilePrediction]:
     """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
-    if every is not None and not 0 < every < math.inf:
-        raise ConfigError(f"--every {every:g}: expected a positive number of seconds")
     length = max((m.seconds for m in modalities.values() if m.seconds is not None), default=every)
     for file in files:
         if isinstance(file, FilePrediction):
@@ -285,17 +311,28 @@ def _rows(
             yield from _windows(file, every, length, fps)
 
 
-def _windows(file: Path, every: float, length: float, fps: float | None) -> list[Segment | FilePrediction]:
+def _windows(file: Path, every: float, length: float, fps: float | None) -> Iterator[Segment | FilePrediction]:
+    """Windows of `length` seconds, a start every `every` seconds and one at the end; or what is wrong with the file."""
+    name = str(file)
     try:
         with Clip(file, fps=fps) as clip:
             duration = clip.duration
     except MBTError as error:
-        return [FilePrediction(str(file), error=without_name(str(error), str(file)))]
+        yield FilePrediction(name, error=without_name(str(error), name))
+        return
     if duration is None:
-        return [(str(file), None, None)]
+        yield name, None, None
+        return
     last = max(0.0, duration - length)
-    starts = [i * every for i in range(int(last / every + 1e-6) + 1)]
-    return [(str(file), start, min(start + length, duration)) for start in starts]
+    steps = last / every + 1e-6
+    if steps + 1 > WINDOWS:
+        many = f"{duration:g} s long by its own account: more than {WINDOWS} windows at --every {every:g}"
+        yield FilePrediction(name, error=f"{many}; give a larger one, or mend the file")
+        return
+    starts = (i * every for i in range(int(steps) + 1))
+    rest = [last] if last - int(steps) * every > 1e-6 * every else []
+    for start in chain(starts, rest):
+        yield name, start, min(start + length, duration)
 
 
 def without_name(error: str, file: str) -> str:
@@ -321,7 +358,10 @@ def answers_of(
             there, back = scales(kind, average)
             mean = back(there(values[mine]).mean(0, keepdim=True))[0]
             best[task] = best_labels(mean, kind, model.classes.get(task), top)
-        yield FilePrediction("", names, best)
+        if all(math.isfinite(score) for labels in best.values() for _, score in labels):
+            yield FilePrediction("", names, best)
+        else:
+            yield FilePrediction("", error=NOT_FINITE)
 
 
 def _placed(found: FilePrediction, segment: Segment, windows: bool) -> FilePrediction:

@@ -158,8 +158,8 @@ class Trainer:
         weights, optimizer, progress = load_state(self.folder.state)
         if progress.step > self.plan.steps:
             raise ConfigError(
-                f"{self.folder.path} is at step {progress.step} already, but its data and {self.folder.config_file} make "
-                f"{self.plan.steps} of it; put them back as they were"
+                f"{self.folder.path} is at step {progress.step} already, of {self.plan.steps} that its data and "
+                f"{self.folder.config_file} come to now; put them back as they were"
             )
         self.progress = replace(progress, classes=self.progress.classes, plan=self.progress.plan)
         load_whole(self.model, weights, str(self.folder.state))

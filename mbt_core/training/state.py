@@ -54,9 +54,9 @@ class Progress:
     plan: dict[str, Any] = field(default_factory=dict)
 
     def check_plan(self, config: TrainConfig, source: Path) -> None:
-        """Raises `ConfigError` unless `config`, which `source` holds, plans the training that this is the progress of."""
+        """Raises `ConfigError` unless `config`, of the file `source`, plans the training that this is of."""
         now = configured_plan(config)
-        changed = [f"train.{key}={now[key]} (was {old})" for key, old in self.plan.items() if now[key] != old]
+        changed = [f"train.{key}={now.get(key)} (was {old})" for key, old in self.plan.items() if now.get(key) != old]
         if changed:
             raise ConfigError(
                 f"{source}: {', '.join(changed)}: a run goes on as it was planned. Put that back, or start another run "

@@ -85,7 +85,7 @@ def test_a_folder_of_frames_is_classified_and_explained_as_a_clip(run, tmp_path)
     assert done.code == 0, done.err
     answers = json.loads(done.out)
     assert {answer["file"] for answer in answers} == {str(folder)}
-    assert [answer["start"] for answer in answers] == [0, 0.5]  # of 2 s, windows of 1.28 s
+    assert [answer["start"] for answer in answers] == pytest.approx([0, 0.5, 0.72])  # of 2 s, windows of 1.28 s
     assert answers[0]["modalities"] == ["rgb"]
     done = mbt("explain", run.path, folder, "--fps", 10, "--out", tmp_path / "page.html")
     assert done.code == 0, done.err
@@ -149,6 +149,42 @@ def test_windows_are_answered_one_by_one(run, demo, tmp_path):
     out.write_text("".join(lines[:2]))
     assert mbt(*arguments, "--resume").code == 0
     assert out.read_text() == whole
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_the_file_of_the_answers_is_not_cut_into_windows(run, demo, tmp_path, name):
+    clip, out = tmp_path / "clips" / "a.mp4", tmp_path / "clips" / name
+    clip.parent.mkdir()
+    shutil.copy(clips_of(demo)[0], clip)
+    for more in ((), ("--resume",)):
+        done = mbt("predict", run.path, clip.parent, "--every", 1, "--out", out, *more)
+        assert (done.code, done.err.count("\n")) == (0, 1), done.err
+
+
+@pytest.mark.parametrize("wrong", [("--every", "0"), ("--every", "nan"), ("--fps", "-1"), ("--device", "abacus")])
+def test_wrong_usage_leaves_no_file_behind(run, demo, tmp_path, wrong):
+    out = tmp_path / "out.jsonl"
+    done = mbt("predict", run.path, clips_of(demo)[0], "--out", out, *wrong)
+    assert (done.code, out.exists()) == (2, False), done.err
+    assert mbt("predict", run.path, clips_of(demo)[0], "--out", out).code == 0
+
+
+@pytest.mark.parametrize("top", [
+    [{"label": "a", "score": 1.0}],
+    {"kind": [{"label": "a", "score": 1.0}]},
+    {"kind": [{}, {}], "sum": [{}]},
+    {"kind": [{}], "sum": [{}], "more": [{}]},
+])  # fmt: skip
+def test_answers_of_another_model_are_not_gone_on_with(run, demo, tmp_path, top):
+    out = tmp_path / "out.jsonl"
+    content = json.dumps({"file": "x.mp4", "modalities": ["rgb"], "top": top}) + "\n"
+    out.write_text(content)
+    done = mbt("predict", run.path, clips_of(demo)[0], "--out", out, "--top", 1, "--resume")
+    assert done.code == 2
+    start = f"Error: --out {out}: its answers are not those of this run and --top; line 1 has labels of "
+    assert done.err.startswith(start), done.err
+    assert done.err.endswith(", expected kind (1), sum (1); choose another --out\n")
+    assert out.read_text() == content
 
 
 @pytest.mark.parametrize(("content", "code", "message"), [

@@ -81,6 +81,10 @@ def test_wrong_models(model, message):
     [
         ("train", {"lr": 0}, "train.lr: input should be greater than 0, came 0."),
         ("train", {"lr": float("inf")}, "train.lr: input should be a finite number, came inf."),
+        ("train", {"lr": True}, "train.lr: expected a number, not a boolean (came: True)"),
+        ("train", {"steps": True}, "train.steps: expected a number, not a boolean (came: True)"),
+        ("train", {"betas": [0.9, False]}, "train.betas: expected a number, not a boolean (came: [0.9, False])"),
+        ("train", {"lr_factors": {"alpha": True}}, "train.lr_factors: expected a number, not a boolean (came:"),
         ("train", {"steps": 0}, "train.steps: expected at least 1 (came: 0)"),
         (
             "train",
@@ -226,13 +230,25 @@ def test_mixup_per_modality_needs_labels_per_modality():
         assert refused(model=model, train={"mixup_per_modality": True}) == expected
 
 
+def test_weights_of_modalities_need_losses_of_modalities():
+    expected = (
+        "model.head.modality_weights: they weigh each modality's own loss, which needs "
+        "model.head.loss=per-modality and model.pool=cls or mean"
+    )
+    weights = {"modality_weights": {"alpha": 2}}
+    assert refused(model={"head": {**weights, "loss": "fused"}}) == expected
+    assert refused(model={"head": weights, "pool": "mean-joint"}) == expected
+    assert experiment(model={"head": weights}).model.head.modality_weights == {"alpha": 2}
+
+
 def test_sets():
-    tree = {"model": {"backbone": "vit_base_patch16_224"}, "train": None}
-    sets = ["model.backbone.dim=64", "train.lr=1e-3", "train.betas=[0.8, 0.9]", "data.path=a=b.csv", "data.group=null"]
+    tree = {"model": {"backbone": {"depth": 2}, "pretrained": None}, "train": None}
+    sets = ["model.backbone.dim=64", "train.lr=1e-3", "train.betas=[0.8, 0.9]", "data.path=a=b.csv", "data.group=null",
+            "model.pretrained.alpha=x"]  # fmt: skip
     found = apply_sets(tree, sets)
-    assert found["model"] == {"backbone": {"dim": 64}}
+    assert found["model"] == {"backbone": {"depth": 2, "dim": 64}, "pretrained": {"alpha": "x"}}
     assert found["data"] == {"path": "a=b.csv", "group": None}
-    assert tree == {"model": {"backbone": "vit_base_patch16_224"}, "train": None}
+    assert tree == {"model": {"backbone": {"depth": 2}, "pretrained": None}, "train": None}
     assert validate(TrainConfig, found["train"]).lr == 0.001
     assert validate(TrainConfig, found["train"]).betas == (0.8, 0.9)
 
@@ -244,11 +260,16 @@ def test_sets():
         ("=3", "--set '=3': expected KEY.PATH=VALUE, e.g. model.fusion.layer=4"),
         ("model..layer=3", "--set 'model..layer=3': expected KEY.PATH=VALUE, e.g. model.fusion.layer=4"),
         ("model.x=[1", "--set 'model.x=[1': '[1' is not a YAML value"),
+        (
+            "model.backbone.registers=4",
+            "model.backbone is 'vit_base_patch16_224': it has no key 'registers'; set a mapping in its place: "
+            "model.backbone={registers: VALUE, ...}",
+        ),
     ],
 )
 def test_wrong_sets(assignment, message):
     with pytest.raises(mbt.ConfigError) as error:
-        apply_sets({}, [assignment])
+        apply_sets({"model": {"backbone": "vit_base_patch16_224"}}, [assignment])
     assert str(error.value) == message
 
 

@@ -110,6 +110,23 @@ def test_what_is_right_stays():
     assert Inner.model_fields["depth"].description == "Number of blocks."
 
 
+def test_booleans_are_no_numbers_where_they_are_not_asked_for():
+    class Config(StrictModel):
+        count: int | None = None
+        share: float | dict[str, float] = 0.5
+        size: Literal[1, 2] = 1
+        flag: bool | float = False
+        options: dict[str, Any] = Field(default_factory=dict)
+
+    for given in ({"count": True}, {"share": False}, {"share": {"a": True}}, {"size": True}):
+        with pytest.raises(ConfigError, match="expected a number, not a boolean"):
+            validate(Config, given)
+    built = validate(Config, {"count": "1", "share": "1e-3", "flag": True, "options": {"a": True}})
+    assert (built.count, built.share, built.flag, built.options) == (1, 0.001, True, {"a": True})
+    with pytest.raises(ValueError, match="not a boolean"):
+        built.count = True
+
+
 def test_fields_left_to_the_data():
     class Config(ModalityConfig):
         seconds: float | Auto = "auto"

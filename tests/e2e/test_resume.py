@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 from safetensors.torch import load_file
@@ -15,8 +16,8 @@ from safetensors.torch import load_file
 from mbt_core.training.events import Listener
 from mbt_core.training.loggers import JsonLines
 from mbt_core.training.loop import Interrupted
-from mbt_core.training.state import FILE, read_progress
-from small import mbt, tiny_run, tiny_sets
+from mbt_core.training.state import FILE, load_state, read_progress, save_state
+from small import mbt, read_csv, tiny_run, tiny_sets, write_csv
 
 SETS = ("train.steps=9", "train.eval_every=4", "train.log_every=2", "train.mixup=0.3", "train.modality_dropout=0.2",
         "train.lr=0.02", "data.cache=memory")  # fmt: skip
@@ -133,6 +134,64 @@ def test_without_a_state_the_run_starts_anew(demo, unbroken, tmp_path):
     assert done.code == 0
     assert f"run folder {tmp_path / 'run'}\n" in done.err
     assert_same(tmp_path / "run", unbroken)
+
+
+@pytest.fixture
+def stopped(demo, tmp_path):
+    """Manifest and folder of a run that was stopped after two steps."""
+    data = write_csv(tmp_path / "data.csv", [{**row, "path": str(demo.parent / row["path"])} for row in read_csv(demo)])
+    with pytest.raises(Interrupted):
+        tiny_run(data, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 2)])
+    return data, tmp_path / "run"
+
+
+def rename(data, old, new, some=slice(None)):
+    rows = read_csv(data)
+    for row in [row for row in rows if row["label.kind"] == old][some]:
+        row["label.kind"] = new
+    write_csv(data, rows)
+
+
+def test_the_classes_of_a_run_stay(stopped):
+    data, folder = stopped
+    name = read_progress(folder / "state").classes["kind"][0]
+    for some in (slice(None), slice(1)):  # another name, one class more
+        rename(data, name, "zzz", some)
+        done = mbt("train", "--resume", folder, "-q")
+        assert done.code == 1
+        assert "'zzz' is no class of task 'kind'." in done.err
+        assert "classes are those of the model" in done.err
+        rename(data, "zzz", name)
+    # where the data say another order, the run keeps its own
+    before = read_progress(folder / "state").classes
+    data.with_suffix(".classes.json").write_text(json.dumps({task: names[::-1] for task, names in before.items()}))
+    tiny_run(data, folder, resume=True)
+    assert json.loads((folder / "config.json").read_text())["classes"] == before
+
+
+def test_another_class_where_there_is_no_state(stopped):
+    data, folder = stopped
+    shutil.rmtree(folder / "state")
+    rename(data, read_csv(data)[0]["label.kind"], "zzz", slice(1))
+    done = mbt("train", "--resume", folder, "-q")
+    assert done.code == 2
+    assert "classes of task 'kind', but" in done.err
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, "stopped"), (12, "stopped"), (1, "old"), (12, "finished")])
+def test_another_plan(stopped, unbroken, tmp_path, steps, left):
+    folder = stopped[1]
+    if left == "finished":
+        folder = shutil.copytree(unbroken, tmp_path / "finished")
+    if left == "old":  # a state that does not know its plan
+        weights, optimizer, progress = load_state(folder / "state")
+        save_state(folder / "state", weights, optimizer, replace(progress, plan={}, classes={}))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 9\n", f"steps: {steps}\n"))
+    done = mbt("train", "--resume", folder, "-q")
+    assert done.code == 2
+    assert f"{config}" in done.err
+    assert ("is at step 2 already" if left == "old" else f"train.steps={steps} (was 9)") in done.err
 
 
 def test_a_finished_run_is_left_alone(unbroken):

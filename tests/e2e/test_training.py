@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mbt_core import ConfigError, DataError
+from mbt_core.errors import MBTWarning
 from mbt_core.training.events import Listener
 from mbt_core.training.loggers import read_metrics
 from mbt_core.training.loop import Trainer
@@ -305,12 +306,17 @@ def test_out_of_memory_says_what_to_lower(demo, tmp_path, monkeypatch, error):
 @pytest.mark.parametrize(("task", "label", "main"), [
     ("multilabel", ";", "mAP"), ("regression", "1.5", "r2")])  # fmt: skip
 def test_a_val_split_that_says_nothing(labelled, tmp_path, task, label, main):
-    """No positives, or one row only: the metric has no value, and the first weights stay the best."""
+    """No positives, or one row only: the metric has no value, and the last weights are the best."""
     train_label = "a;b" if task == "multilabel" else "2.5"
     rows = read_csv(labelled(lambda shape, sound: train_label))
     rows = [row for row in rows if row["split"] != "val"] + [{**rows[27], "label": label}]
-    run = tiny_run(write_csv(tmp_path / "one.csv", rows), tmp_path / "run", f"model.head.task={task}")
-    assert read_progress(run.path / "state").best_step == 3
+    sets = (f"model.head.task={task}", "train.patience=1")
+    with pytest.warns(MBTWarning, match=f"val says nothing about {main}") as said:
+        run = tiny_run(write_csv(tmp_path / "one.csv", rows), tmp_path / "run", *sets)
+    assert sum("val says nothing" in str(warning.message) for warning in said) == 1
+    progress = read_progress(run.path / "state")
+    assert (progress.step, progress.best, progress.best_step, progress.stale) == (6, None, 6, 0)
+    same(weights(run), last_weights(run))
     lines = [line for line in (run.path / "metrics.jsonl").read_text().splitlines() if '"val"' in line]
     assert all(json.loads(line).get(main) is None for line in lines)
     assert "NaN" not in "".join(lines)

@@ -64,6 +64,15 @@ def test_regression(outputs):
     assert found["r2"] == pytest.approx(reference.r2_score(target, values), rel=1e-4)
 
 
+def test_r2_where_targets_do_not_vary():
+    """Undefined, not 0; outputs that do vary still have theirs, however small their unit."""
+    values, target = LOGITS[:, :2] * 1e-4, LOGITS[:, :2] * 0.7e-4 + HOT[:, :2] * 1e-4
+    expected = reference.r2_score(target[:, 1], values[:, 1])
+    target[:, 0] = 0.1
+    assert task_metrics("regression", values, target)["r2"] == pytest.approx(expected, rel=1e-4)
+    assert list(task_metrics("regression", values[:, :1], target[:, :1])) == ["mae"]
+
+
 def test_few_examples():
     assert task_metrics("single", LOGITS[:0], CLASSES[:0]) == {}
     assert list(task_metrics("regression", LOGITS[:1, :1], LOGITS[:1, :1])) == ["mae"]

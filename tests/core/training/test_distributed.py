@@ -144,7 +144,7 @@ def test_an_error_of_all_processes_is_said_once(experiment, tmp_path):
     assert [e.code for e in ended] == [2, 2]
     said = [line for e in ended for line in e.errors]
     assert said == ["Error: train.batch_size: 9 is not a multiple of the 2 processes"]
-    assert not (tmp_path / "run/state").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -17,7 +17,8 @@ from mbt_core.training.state import FILE, Progress, load_optimizer, load_state, 
 from toy.models import build_tiny, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toys")
-PROGRESS = Progress(7, 5, 0.5, 5, 1, {"ü": "no such file"}, False, {"top1": 0.25})
+PROGRESS = Progress(7, 5, 0.5, 5, 1, 0.25, {"ü": "no such file"}, False, {"top1": 0.25}, {"label": ["a", "b"]},
+                    {"steps": 9, "epochs": None, "batch_size": 64, "monitor": "auto"})  # fmt: skip
 
 
 def train(model, optimizer, steps):
@@ -119,6 +120,18 @@ def test_truncated_file(length, tmp_path):
         mbt.DataError, match=r"state\.safetensors: not a saved state, or a damaged one .*; delete it to"
     ):
         load_state(tmp_path)
+
+
+def test_another_plan_is_refused():
+    source = Path("runs/x/config.yaml")
+    PROGRESS.check_plan(TrainConfig(steps=9, lr=0.1), source)
+    Progress(7).check_plan(TrainConfig(steps=9), source)  # of a state that does not know it
+    with pytest.raises(mbt.ConfigError) as error:
+        PROGRESS.check_plan(TrainConfig(steps=20, batch_size=8), source)
+    assert str(error.value) == (
+        "runs/x/config.yaml: train.steps=20 (was 9), train.batch_size=8 (was 64): a run goes on as it was planned. Put "
+        "that back, or start another run from these weights: --set model.pretrained=runs/x"
+    )
 
 
 class Payload:
