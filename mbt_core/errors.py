@@ -22,6 +22,10 @@ class ConfigError(MBTError, ValueError):
     exit_code = 2
 
 
+class InUseError(ConfigError):
+    """Another process is training in this run folder."""
+
+
 class DataError(MBTError, ValueError):
     """A file or a manifest is not what it should be."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -237,16 +238,18 @@ def train(
         choose_cache: in place of `Cache.choose`, for several runs that share their decoded clips.
 
     Raises:
-        ConfigError: before any work, for a wrong configuration or a folder in use.
+        ConfigError: before any work, for a wrong configuration or a folder in use (`InUseError`: at this moment).
         DataError: for data that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM; the state is saved.
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
+    claim = ExitStack()
     try:
+        refused = claim.enter_context(folder.claim())  # raised where the other processes hear of it
         fresh = not (resume and folder.config_file.exists())
         if fresh:
             folder.check_unused()
-        experiment = validate(Experiment, experiment) if fresh else folder.experiment()
+        experiment = asked = validate(Experiment, experiment) if fresh else folder.experiment()
         progress = None if fresh else read_progress(folder.state)
         if progress is not None:
             progress.check_plan(experiment.train, folder.config_file)
@@ -255,13 +258,15 @@ def train(
                 return Run(folder.path, experiment, progress.results)
         loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
         with together(hardware, experiment.train.precision) as team:
+            if refused is not None:
+                raise refused
             folder, fresh = team.share(lambda: (folder, fresh))
             classes = progress.classes if progress is not None else None
             experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team)
 
             def start() -> None:
                 if fresh:
-                    folder.start(experiment, command)
+                    folder.start(experiment, command, asked, manifest.digest())
 
             every = [*listeners, *loggers] if team.is_first else []
             with explain_memory(experiment.train):
@@ -269,6 +274,7 @@ def train(
                     experiment, manifest, losses, folder, team, Listeners(every), start, show_init, choose_cache
                 )
     finally:
+        claim.close()
         if out is None:
             folder.release()
 

@@ -60,7 +60,10 @@ def bench(
     """
     if data is not None or world is not None or clips is not None or speed is not None:
         from mbt_cli.limits import limits
+        from mbt_core.errors import ConfigError
 
+        if plot is not None:
+            raise ConfigError("--plot draws GFLOPs; leave out --data, --world, --clips and --speed")
         limits(modalities, recipe, data, sets or (), device, batch_size, seconds, world, clips, speed, timed, as_json)
         return
     from mbt_core.measure.plot import require_plot

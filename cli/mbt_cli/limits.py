@@ -50,6 +50,7 @@ def limits(
     if data is not None and not timed:
         raise ConfigError("--no-time: what limits training has to be timed; leave out --data and give --clips N")
     experiment, manifest = _opened(modalities, recipe, data, sets)
+    batch = None if world is None else _batch(experiment, world)
     from mbt_core.measure.limits import Limit
     from mbt_core.training.processes import Hardware
 
@@ -66,8 +67,8 @@ def limits(
 
         limit = Limit(read, step, cores(), shared=where.type == "cpu" and speed is None)
     scale = None
-    if world is not None:
-        scale = _scale(experiment, manifest, clips, world, step, read)
+    if world is not None and batch is not None:
+        scale = _scale(experiment, manifest, clips, world, batch, step, read)
     if as_json:
         print_json(_document(limit, scale, str(where) if where else None))
         return
@@ -160,27 +161,40 @@ def _step(experiment: Experiment, where: torch.device, size: int, seconds: float
     return training(model, preprocess, batch, Memory(where), seconds, experiment.train).clips_per_second
 
 
+def _batch(experiment: Experiment, world: int) -> int:
+    """Clips a step of all devices. Raises `ConfigError` where training would."""
+    from mbt_core.errors import ConfigError
+    from mbt_core.training.memory import DEFAULT_BATCH
+
+    batch = experiment.train.batch_size
+    if not isinstance(batch, int):
+        return DEFAULT_BATCH * world
+    if batch % world:
+        below = batch // world * world
+        near = f"{below} or {below + world}" if below else f"{world}"
+        raise ConfigError(f"train.batch_size {batch}: expected a multiple of the {world} devices, e.g. {near}")
+    return batch
+
+
 def _scale(
     experiment: Experiment,
     manifest: Manifest | None,
     clips: int | None,
     world: int,
+    batch: int,
     step: float | None,
     read: Reading | None,
 ) -> Scale:
     from mbt_core.data.splits import TRAIN
-    from mbt_core.measure.flops import count
+    from mbt_core.measure.flops import count_step
     from mbt_core.measure.scale import Scale
     from mbt_core.training.loop import make_plan
-    from mbt_core.training.memory import DEFAULT_BATCH
 
     rows = clips if manifest is None else len(manifest.usable(TRAIN))
     assert rows is not None
-    whole = experiment.train.batch_size
-    batch = whole if isinstance(whole, int) else DEFAULT_BATCH * world
     plan = make_plan(experiment.train, rows, batch, None)
-    model = count(experiment.mbt_config().model_copy(update={"pretrained": None}))
-    return Scale(world, batch, rows, plan.steps, model, step, read)
+    trained = count_step(experiment.mbt_config().model_copy(update={"pretrained": None}), experiment.train)
+    return Scale(world, batch, rows, plan.steps, trained, step, read)
 
 
 def _limit_table(limit: Limit) -> Any:

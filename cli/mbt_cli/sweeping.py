@@ -82,7 +82,11 @@ def run_sweep(
     from mbt_core.training.folder import command_line
 
     if dry_run:
-        for command in sweep.commands():
+        commands = sweep.commands()
+        if as_json:
+            print_json({"commands": commands})
+            return
+        for command in commands:
             typer.echo(command)
         return
 

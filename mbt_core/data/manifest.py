@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ class Manifest:
         labels: task -> its labels; ``label`` for the plain column, TASK for ``label.TASK``.
         splits: split -> rows in ascending order, after the split rules.
         confine: whether a file outside `root` is refused.
+        groups: the rows that belong together (``data.group``); None: no column is named.
     """
 
     path: Path
@@ -102,6 +104,7 @@ class Manifest:
     _start: np.ndarray = field(repr=False)
     _end: np.ndarray = field(repr=False)
     _fps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    groups: Groups | None = field(default=None, repr=False)
 
     @classmethod
     def read(
@@ -164,9 +167,10 @@ class Manifest:
             given = pool(given)
         encoded = {task: encode(columns[name]) for task, name in find_tasks(columns, path).items()} if labelled else {}
         labels = read_labels(encoded, given, classes, kinds, path)
-        splits = _splits(given, ids, encoded, columns, config, path, found)
+        groups = _groups(ids, columns, config, path, found)
+        splits = _splits(given, ids, encoded, groups, config)
         manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
-        manifest._fps = read_rates(table, reads, path)
+        manifest._fps, manifest.groups = read_rates(table, reads, path), groups
         for split in (TRAIN, VAL):
             if split in splits:
                 manifest.require_labels(split)
@@ -268,6 +272,22 @@ class Manifest:
                     f"{task!r}, e.g. {shown}; fill them in, or give these rows another split"
                 )
 
+    def digest(self) -> str:
+        """Of the ids, labels and splits of the rows that are in a split, whatever their order (16 hex digits)."""
+        found = hashlib.sha256()
+        for split in sorted(self.splits):
+            rows = self.splits[split]
+            ids = self._ids.take(pa.array(rows))
+            order = pc.sort_indices(ids).to_numpy()
+            found.update(f"{split} {len(rows)}".encode())
+            found.update("\0".join(ids.take(pa.array(order)).to_pylist()).encode())
+            for task in sorted(self.labels):
+                cells = pa.array([*self.labels[task].cells, ""], pa.large_string())
+                codes = self.labels[task].codes[rows[order]]  # -1, empty: the last one
+                texts = cells.take(pa.array(codes % len(cells)))
+                found.update(f"{task}\0".encode() + "\0".join(texts.to_pylist()).encode())
+        return found.hexdigest()[:16]
+
     def balanced_weights(self, split: str) -> np.ndarray:
         """float64 [usable rows of the split], mean 1: inverse frequency of a row's classes, mean over tasks."""
         rows = self.usable(split)
@@ -347,22 +367,26 @@ def _given_splits(column: pa.LargeStringArray | None, count: int) -> Splits:
     return {name: np.flatnonzero(np.isin(codes, np.flatnonzero(names == name))) for name in dict.fromkeys(names)}
 
 
+def _groups(
+    ids: pa.LargeStringArray, columns: Columns, config: DataConfig, path: Path, found: Sequence[str]
+) -> Groups | None:
+    if config.group is None:
+        return None
+    if config.group not in columns:
+        raise ConfigError(f"{path}: data.group: {unknown('column', config.group, found)}")
+    # a row without a group is one of its own
+    cells = pc.utf8_trim_whitespace(columns[config.group])
+    return Groups(*encode(pc.if_else(pc.equal(cells, ""), ids, cells)))
+
+
 def _splits(
     given: Splits,
     ids: pa.LargeStringArray,
     encoded: Mapping[str, tuple[np.ndarray, list[str]]],
-    columns: Columns,
+    groups: Groups | None,
     config: DataConfig,
-    path: Path,
-    found: Sequence[str],
 ) -> Splits:
-    groups = None
-    if config.group is not None:
-        if config.group not in columns:
-            raise ConfigError(f"{path}: data.group: {unknown('column', config.group, found)}")
-        # a row without a group is one of its own
-        codes, names = encode(pc.if_else(pc.equal(columns[config.group], ""), ids, columns[config.group]))
-        groups = Groups(codes, names)
+    if groups is not None and config.group is not None:
         check_groups(given, groups, config.group)
     strata = next((codes for codes, _ in encoded.values()), np.zeros(len(ids), np.int32))
     needs_ids = config.folds is not None or config.fraction < 1 or (VAL not in given and groups is None)

@@ -91,10 +91,11 @@ def write_predictions(
 ) -> None:
     """Writes ``predictions.parquet``, one row an example; those that could not be read come last.
 
-    Columns: ``id``, ``split``, ``error`` (null, or why it could not be read); ``target``, a class index, or a list with
-    one number a class; ``logits``, averaged over views and fused, and ``logits[NAME]`` of each modality (null where it
-    is absent). With several tasks they are called ``TASK/target``, ``TASK/logits`` and so on. The file's metadata
-    ``classes`` holds the names of the classes as JSON, task -> names; ``about`` what `About` says.
+    Columns: ``id``, ``split``, ``group`` (as of ``data.group``; null, where none is named), ``error`` (null, or why it
+    could not be read); ``target``, a class index, or a list with one number a class; ``logits``, averaged over views
+    and fused, and ``logits[NAME]`` of each modality (null where it is absent). With several tasks they are called
+    ``TASK/target``, ``TASK/logits`` and so on. The file's metadata ``classes`` holds the names of the classes as JSON,
+    task -> names; ``about`` what `About` says.
 
     Args:
         folder: where it goes; made if it is not there.
@@ -105,9 +106,11 @@ def write_predictions(
     """
     failed = sorted(found.failed)
     rows = [*found.index.tolist(), *failed]
+    groups = manifest.groups
     columns = {
         "id": pa.array([manifest.row(row).id for row in rows], pa.string()),
         "split": pa.array([split] * len(rows), pa.string()),
+        "group": pa.array([None if groups is None else groups.names[groups.codes[row]] for row in rows], pa.string()),
         "error": pa.array([found.failed.get(row) for row in rows], pa.string()),
     }
     single = found.head.tasks is None
@@ -140,6 +143,7 @@ class Predictions:
 
     Args:
         ids: of the examples, in the order of `found.index`, then of those that could not be read.
+        groups: of the same examples; an example that has none is one of its own, called by its id.
         split: that was evaluated.
         classes: task -> names; empty for regression.
         about: how it came to be.
@@ -147,6 +151,7 @@ class Predictions:
     """
 
     ids: list[str]
+    groups: list[str]
     split: str
     classes: dict[str, list[str]]
     about: About
@@ -176,6 +181,8 @@ def read_predictions(folder: Path, head: HeadConfig) -> Predictions:
         raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     errors = table["error"].to_pylist()
     ids, split = table["id"].to_pylist(), table["split"][0].as_py() if errors else ""
+    named = table["group"].to_pylist() if "group" in table.column_names else [None] * len(ids)  # older files have none
+    groups = [name or own for name, own in zip(named, ids, strict=True)]
     count = sum(error is None for error in errors)
     table = table.slice(0, count)
     single = head.tasks is None
@@ -194,7 +201,7 @@ def read_predictions(folder: Path, head: HeadConfig) -> Predictions:
         raise DataError(f"{path}: not of the tasks of this run: {error}") from None
     failed = {place: error for place, error in enumerate(errors) if error is not None}
     found = Evaluation(torch.arange(count), logits, targets, present, head, failed)
-    return Predictions(ids, split, notes.get("classes", {}), About(**notes.get("about", {})), found)
+    return Predictions(ids, groups, split, notes.get("classes", {}), About(**notes.get("about", {})), found)
 
 
 def _notes(path: Path) -> dict[str, Any]:

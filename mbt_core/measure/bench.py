@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import filter as filter_names
 from typing import Any
 
 import torch
@@ -97,7 +98,11 @@ def _speeds(
     model = MBT(config).to(memory.device)
     preprocess = Preprocess(model.modalities).to(memory.device)
     batch = blank_batch(model.modalities, batch_size).to(memory.device)
-    given = (model, preprocess, batch, memory, seconds, experiment.train)
+    train = experiment.train
+    if config.fusion.strategy != experiment.model.fusion.strategy:  # patterns may be of what only that one has
+        names = [name for name, _ in model.named_parameters()]
+        train = train.model_copy(update={"freeze": [p for p in train.freeze if filter_names(names, p)]})
+    given = (model, preprocess, batch, memory, seconds, train)
     return inference(*given), training(*given)
 
 

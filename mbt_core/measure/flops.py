@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mbt_core.config import MBTConfig
+from mbt_core.config import MBTConfig, TrainConfig
 from mbt_core.data.collate import Preprocess, blank_batch
 from mbt_core.model import MBT
+from mbt_core.model.loss import example_losses
 from mbt_core.model.mbt import TokenTransform
 from mbt_core.tokens import Tokens
+from mbt_core.training.optimizer import freeze
 
 PARTS = ("tokenizers", "stream layers", "fused layers", "head")
 
@@ -68,6 +70,46 @@ def count(config: MBTConfig) -> Count:
     for name, parameter in model.named_parameters():
         parameters[_part_of(name, layer)] += parameter.numel()
     return Count(flops, parameters, {name: math.prod(model.stream(name).grid) for name in model.modalities})
+
+
+@dataclass(frozen=True)
+class Step:
+    """Of a training step with one example, as `Count` counts.
+
+    Args:
+        flops: of forward and backward pass. Where all is trained about three forward passes; what is frozen below
+            everything that is trained has no backward pass.
+        parameters: that are trained.
+        tokens: of all modalities, without class and register tokens.
+    """
+
+    flops: int
+    parameters: int
+    tokens: int
+
+    @property
+    def gflops(self) -> float:
+        """1e9 floating-point operations."""
+        return self.flops / 1e9
+
+
+def count_step(config: MBTConfig, train: TrainConfig) -> Step:
+    """Counts a training step of a model that never exists, with ``train.tune`` and ``train.freeze``.
+
+    Raises:
+        ConfigError: as `count`, and as `mbt_core.training.optimizer.freeze`.
+    """
+    with torch.device("meta"):
+        model = MBT(config).eval()
+        zeros = {task: torch.zeros(1, outputs) for task, outputs in config.head.outputs.items()}
+    freeze(model, train)
+    inputs = _on_meta(Preprocess(model.modalities)(blank_batch(model.modalities, 1)))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        prediction = model(inputs, transform=full_length(model))
+        example_losses(prediction, dict.fromkeys([*model.modalities, ""], zeros), config.head).sum().backward()
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    tokens = sum(math.prod(model.stream(name).grid) for name in model.modalities)
+    return Step(counter.get_total_flops(), trained, tokens)
 
 
 def full_length(model: MBT) -> TokenTransform:

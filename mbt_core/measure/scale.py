@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mbt_core.measure.flops import Count
+from mbt_core.measure.flops import Step
 from mbt_core.measure.limits import Reading
 
-TRAINING = 3
-"""Operations of a training step in forward passes: the backward pass takes two."""
 GRADIENT = 4
-"""Bytes that are exchanged per parameter, float32."""
+"""Bytes that are exchanged per trained parameter, float32."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Scale:
         batch: examples a step over all devices.
         clips: training clips of an epoch.
         steps: optimiser steps in all.
-        count: of the model.
+        trained: of a training step with one example.
         device: training clips a second of one device; None: not known.
         reading: of one core; None: not known.
     """
@@ -32,25 +30,24 @@ class Scale:
     batch: int
     clips: int
     steps: int
-    count: Count
+    trained: Step
     device: float | None
     reading: Reading | None
 
     @property
     def tokens(self) -> int:
         """Patch tokens of all modalities a step."""
-        return self.batch * sum(self.count.tokens.values())
+        return self.batch * self.trained.tokens
 
     @property
     def step_gflops(self) -> float:
         """1e9 operations of a training step."""
-        return TRAINING * self.batch * self.count.gflops
+        return self.batch * self.trained.gflops
 
     @property
     def exchanged(self) -> float:
-        """Bytes that a device sends a step: a ring all-reduce of the gradients."""
-        parameters = sum(self.count.parameters.values())
-        return 2 * (self.world - 1) / self.world * GRADIENT * parameters
+        """Bytes that a device sends a step: a ring all-reduce of the gradients of what is trained."""
+        return 2 * (self.world - 1) / self.world * GRADIENT * self.trained.parameters
 
     @property
     def speed(self) -> float | None:
@@ -90,7 +87,7 @@ class Scale:
         if self.speed is not None and self.seconds is not None:
             rows += [
                 ("clips a second", f"{self.speed:,.3g}"),
-                ("TFLOP/s of a device", f"{self.speed * TRAINING * self.count.gflops / self.world / 1e3:,.3g}"),
+                ("TFLOP/s of a device", f"{self.speed * self.trained.gflops / self.world / 1e3:,.3g}"),
                 ("gradients sent by a device", f"{self.exchanged * self.speed / self.batch / 1e9:,.3g} GB/s"),
                 ("hours in all", f"{self.seconds / 3600:,.3g}"),
                 ("device hours", f"{self.seconds * self.world / 3600:,.3g}"),

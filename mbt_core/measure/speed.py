@@ -21,7 +21,9 @@ from mbt_core.config import TrainConfig
 from mbt_core.data.collate import Batch
 from mbt_core.measure.flops import full_length
 from mbt_core.model import MBT
+from mbt_core.model.block import Block
 from mbt_core.model.loss import example_losses
+from mbt_core.training.optimizer import freeze, make_optimizer, set_lr, set_training
 
 
 @dataclass(frozen=True)
@@ -89,24 +91,26 @@ def training(
 ) -> Speed:
     """Speed of whole training steps: forward, loss, backward, update. The weights stay as they are.
 
+    What the configuration freezes is frozen then, and blocks are compiled if it says so, which takes no part.
+
     Args:
         model: on the device.
         preprocess: `Preprocess`, on the device.
         batch: of stand-ins, on the device.
         memory: of the device.
         seconds: how long to go on; at least one step is measured.
-        config: optimiser and precision.
+        config: optimiser, precision, what is trained, and whether blocks are compiled.
+
+    Raises:
+        ConfigError: as `mbt_core.training.optimizer.freeze`.
     """
-    model.train()
+    freeze(model, config)
+    set_training(model)
     head = model.config.head
     zeros = {task: torch.zeros(len(batch), n, device=memory.device) for task, n in head.outputs.items()}
     targets = dict.fromkeys([*model.modalities, ""], zeros)
-    # with a rate of 0 all is computed, and nothing changes
-    optimizer: torch.optim.Optimizer
-    if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.momentum)
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    optimizer = make_optimizer(model, config, memory.device)
+    set_lr(optimizer, 0.0)  # all is computed, and nothing changes
 
     def run() -> None:
         with torch.no_grad():
@@ -118,6 +122,11 @@ def training(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    if config.compile:
+        for block in model.modules():
+            if isinstance(block, Block):
+                block.compile()
+        run()
     return _repeat(run, len(batch), memory, seconds)
 
 

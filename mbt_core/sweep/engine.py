@@ -16,18 +16,20 @@ from mbt_core.attached import portable
 from mbt_core.config import DataConfig, Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.manifest import Manifest
-from mbt_core.errors import ConfigError, MBTError
+from mbt_core.data.source import open_manifest
+from mbt_core.errors import ConfigError, InUseError, MBTError
 from mbt_core.modality import Modality
+from mbt_core.resolve import make_modalities
 from mbt_core.run import Hardware, train
 from mbt_core.sweep.grid import Cell
 from mbt_core.sweep.results import Result, is_finished, read_result
 from mbt_core.training.events import Listener
-from mbt_core.training.folder import RunFolder
+from mbt_core.training.folder import DATA, FILLED, RunFolder
 from mbt_core.training.loop import Interrupted
 from mbt_core.training.state import read_progress, save_state
 
 CELLS = "cells"
-FILLED = ("model.head.classes", "model.head.tasks", "model.head.task")
+OPEN = ("model.head.classes", "model.head.tasks", "model.head.task")
 """What data fills where the experiment leaves it open, besides what is ``auto``."""
 
 
@@ -50,12 +52,14 @@ class Sweep:
         cells: of the grid.
 
     Raises:
-        ConfigError: if `out` holds a cell of this name that was trained with other settings.
+        ConfigError: if `out` holds a cell of this name that was trained with other settings, or on other data.
     """
 
     def __init__(self, out: Path, cells: Sequence[Cell]) -> None:
         self.out, self.cells = out, cells
         self._errors: dict[str, str] = {}
+        self._elsewhere: set[str] = set()
+        self._digests: dict[str, str | None] = {}
         self._finished: dict[str, Result] = {}
         for cell in cells:
             self._check_same(cell)
@@ -68,6 +72,8 @@ class Sweep:
         if cell.name in self._finished:
             return self._finished[cell.name]
         found, error = read_result(cell, self.folder(cell)), self._errors.get(cell.name)
+        if cell.name in self._elsewhere and found.status != "finished":
+            return replace(found, status="running elsewhere")
         if found.status == "finished":
             self._finished[cell.name] = found
         return replace(found, status="failed", error=error) if error and found.status != "finished" else found
@@ -85,7 +91,8 @@ class Sweep:
         return [self._command(cell) for cell in self.todo()]
 
     def run(self, device: str = "auto", watcher: Watcher | None = None) -> list[Result]:
-        """Trains what is not finished. A cell that fails is noted, and the others go on.
+        """Trains what is not finished. A cell that fails is noted, and the others go on; so does one that another
+        process is training.
 
         Raises:
             Interrupted: after Ctrl-C or SIGTERM; the state of the cell is saved.
@@ -95,6 +102,7 @@ class Sweep:
         for number, cell in enumerate(todo, start=1):
             folder, listeners = self.folder(cell), watcher.cell_start(cell, number, len(todo))
             self._errors.pop(cell.name, None)
+            self._elsewhere.discard(cell.name)
             try:
                 train(
                     cell.experiment,
@@ -107,6 +115,10 @@ class Sweep:
                 )
             except Interrupted:
                 raise
+            except InUseError:
+                self._elsewhere.add(cell.name)
+                watcher.cell_end(self.result(cell))
+                continue
             except MBTError as error:
                 self._errors[cell.name] = str(error)
             except Exception as error:  # a bug in one cell is no reason to lose the others
@@ -129,11 +141,31 @@ class Sweep:
         folder = self.folder(cell)
         if not folder.config_file.exists():
             return
-        if found := differences(cell.experiment, folder.experiment()):
+        filled = folder.noted(FILLED)
+        known = None if filled is None else filled.split(", ")
+        if found := differences(cell.experiment, folder.experiment(), known):
             raise ConfigError(
                 f"{folder.path} was trained with other settings: {'; '.join(found[:3])}. Choose another --out, or "
                 "delete that folder"
             )
+        noted = folder.noted(DATA)
+        if noted is not None and (now := self._digest(cell.experiment)) is not None and now != noted:
+            raise ConfigError(
+                f"{folder.path} was trained on other data: ids, labels or splits of its rows have changed. Choose "
+                "another --out, or delete that folder"
+            )
+
+    def _digest(self, experiment: Experiment) -> str | None:
+        """Of the rows that this would be trained on now; None: they are not here."""
+        head = experiment.model.head
+        key = repr((experiment.data, [(n, c.kind) for n, c in experiment.modalities.items()], head.task, head.outputs))
+        if key not in self._digests:
+            try:
+                manifest = open_manifest(experiment.data, make_modalities(experiment), head)
+                self._digests[key] = manifest.digest()
+            except MBTError:
+                self._digests[key] = None
+        return self._digests[key]
 
 
 def _slim(folder: RunFolder) -> None:
@@ -143,13 +175,19 @@ def _slim(folder: RunFolder) -> None:
         save_state(folder.state, {}, {}, progress)
 
 
-def differences(wanted: Experiment, found: Experiment) -> list[str]:
-    """Settings of a resolved experiment that are not what `wanted` asks for; what data fills may be anything."""
-    left = set() if wanted.model.head.outputs else set(FILLED)
+def differences(wanted: Experiment, found: Experiment, filled: Sequence[str] | None = None) -> list[str]:
+    """Settings of a resolved experiment that are not what `wanted` asks for; what data fills may be anything.
+
+    Args:
+        wanted: what is asked for, unresolved.
+        found: resolved.
+        filled: ``KEY.PATH`` of what was open in what `found` was resolved from; None: not known, it may be all.
+    """
+    left = set() if wanted.model.head.outputs else set(OPEN)
     left |= set() if wanted.data.path else {"data.path"}
 
     def compare(one: Any, other: Any, path: str) -> list[str]:
-        if path in left or one == "auto":
+        if (path in left or one == "auto") and (filled is None or path in filled or path == "data.path"):
             return []
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             return [

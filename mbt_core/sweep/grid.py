@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,14 @@ class Flags:
         would bring them back.
         """
         changed = dict(overrides)
-        chosen = changed.pop(MODALITIES, None)
+        varied, chosen = MODALITIES in changed, changed.pop(MODALITIES, None)
         sets = [*self.sets, *(f"{key}={as_yaml(value)}" for key, value in changed.items())]
-        if chosen is None:
+        if not varied:
             return replace(self, sets=tuple(sets))
-        text = chosen if isinstance(chosen, str) else ",".join(chosen)
+        names = [chosen] if isinstance(chosen, str) else chosen
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"modalities={as_yaml(chosen)}: expected names, e.g. modalities=one,[one, two]")
+        text = ",".join(names)
         kept = [s for s in sets if not s.startswith("modalities.") or s.split(".")[1] in parse_instances(text)]
         return replace(self, modalities=text, sets=tuple(kept))
 
@@ -149,6 +152,8 @@ def make_cells(flags: Flags, axes: Sequence[Axis], seeds: int) -> list[Cell]:
     names = [axis.name for axis in axes]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ConfigError(f"{', '.join(sorted(twice))} is varied twice; give all its values in one --over")
+    for one, other in combinations(axes, 2):
+        _check_apart(one, other)
     if SEED in names:
         raise ConfigError(f"{SEED}: the seeds are varied by --seeds N; the first is --set {SEED}=FIRST")
     first = flags.experiment().train.seed
@@ -166,7 +171,18 @@ def make_cells(flags: Flags, axes: Sequence[Axis], seeds: int) -> list[Cell]:
     return cells
 
 
+def _check_apart(one: Axis, other: Axis) -> None:
+    """Two axes that set the same thing: the later one would win, and the other's labels be untrue."""
+    ours, theirs = ({key for point in axis.points for key in point.overrides} for axis in (one, other))
+    for a, b in sorted(product(ours, theirs)):
+        within = MODALITIES not in (a, b) and (a.startswith(f"{b}.") or b.startswith(f"{a}."))
+        if a == b or within:
+            raise ConfigError(f"{max(a, b, key=len)} is varied twice, by {one.name} and by {other.name}; leave one out")
+
+
 def _check_distinct(axis: Axis) -> None:
+    if not axis.points:
+        raise ConfigError(f"{axis.name}: no value is given")
     labels = [point.label for point in axis.points]
     if twice := next((label for label in labels if labels.count(label) > 1), None):
         raise ConfigError(f"{axis.name}: the value {twice} comes twice")

@@ -21,14 +21,16 @@ GROUPS = 20
 def scores_without(folder: RunFolder, main: Sequence[str]) -> tuple[float, ...]:
     """The mean of some metrics on the test split without each group of its examples in turn.
 
-    An example's group depends on the ids alone, so that runs on the same rows can be compared.
+    An example's group depends on the ids alone, so that runs on the same rows can be compared. Examples that belong
+    together (``data.group``) are in the same one, since they come out alike.
 
     Args:
         folder: of a run.
         main: names of metrics of the fused prediction.
 
     Returns:
-        `GROUPS` scores, as many as there are examples if these are fewer; none where the run has no test predictions.
+        `GROUPS` scores, as many as there are examples (or groups of `data.group`) if these are fewer; none where the
+        run has no test predictions.
     """
     if not (folder.path / FILE).is_file():
         return ()
@@ -36,12 +38,13 @@ def scores_without(folder: RunFolder, main: Sequence[str]) -> tuple[float, ...]:
         said = read_predictions(folder.path, folder.experiment().model.head)
     except DataError:
         return ()
-    count = len(said.found.index)
-    groups = min(GROUPS, count)
-    if groups < 2:
+    # those that could not be read have a rank, too: all others keep their groups in a run that could
+    names = sorted(set(said.groups), key=lambda name: (crc32(name.encode()), name))
+    count, groups = len(said.found.index), min(GROUPS, len(names))
+    if count < 2 or groups < 2:
         return ()
-    ranks_N = torch.empty(count, dtype=torch.int64)
-    ranks_N[sorted(range(count), key=lambda i: (crc32(said.ids[i].encode()), said.ids[i]))] = torch.arange(count)
+    rank = {name: number for number, name in enumerate(names)}
+    ranks_N = torch.tensor([rank[name] for name in said.groups[:count]])
     return tuple(_score(said.found, ranks_N % groups != group, main) for group in range(groups))
 
 

@@ -81,7 +81,7 @@ def _write(out: Path, results: Sequence[Result], report: Report, title: str, com
     parts += [f"\n{markdown_table(*table)}" for table in report.tables.values() if table[1]]
     failed = [f"- `{r.cell.name}`: {r.error}\n" for r in results if r.status == "failed"]
     parts += ["\nFailed:\n\n", *failed] if failed else []
-    left = sum(r.status in ("missing", "unfinished") for r in results)
+    left = sum(r.status in ("missing", "unfinished", "running elsewhere") for r in results)
     parts += [f"\n{left} of {len(results)} cells are not finished yet.\n"] if left else []
     text = "".join(parts)
     write_csv(out / "results.csv", results)

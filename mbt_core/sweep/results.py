@@ -21,7 +21,7 @@ from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import read_metrics
 from mbt_core.training.state import read_progress
 
-Status = Literal["finished", "unfinished", "missing", "failed"]
+Status = Literal["finished", "unfinished", "missing", "failed", "running elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Result:
 
     Args:
         cell: which.
-        status: ``missing``: not begun; ``unfinished``: begun here or elsewhere.
+        status: ``missing``: not begun; ``unfinished``: begun here or elsewhere; ``running elsewhere``: another
+            process was training it when its turn came here.
         error: why it failed.
         steps: of the optimiser.
         split: of the metrics: ``test``, or ``val`` where there is no test split.

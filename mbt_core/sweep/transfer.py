@@ -98,6 +98,9 @@ def plan(
 def _check(inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float]) -> None:
     if len(inits) < 2:
         raise ConfigError(f"--init {','.join(inits)}: expected at least two starts, e.g. --init none,FILE")
+    for option, values in (("--tune", tunes), ("--fractions", fractions)):
+        if not values:
+            raise ConfigError(f"{option}: no value is given")
     if wrong := [tune for tune in tunes if tune not in TUNES]:
         raise ConfigError(f"--tune {wrong[0]}: expected some of {', '.join(TUNES)}")
     if wrong_shares := [f for f in fractions if not 0 < f <= 1]:
@@ -295,6 +298,8 @@ def verdict(found: Sequence[Effect], metric: str) -> str:
         paragraphs.append(text)
     if not paragraphs:
         paragraphs.append("No verdict over all conditions yet: no seed is finished in all of them.")
+    if not any(effect.interval for effect in found):
+        return "\n\n".join(paragraphs)
     tested = "; they tell nothing of how another test split would come out"
     if all(effect.left_out for effect in found):
         tested = " and over the examples of the test split"

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
-from mbt_core.errors import ConfigError
+from mbt_core.errors import ConfigError, InUseError
 from mbt_core.files import write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
 from mbt_core.training.launch import place
 from mbt_core.version import __version__
+
+LOCK = ".training"
+"""File of a run folder that the process which trains there holds locked."""
+DATA, FILLED = "data", "filled from the data:"
+"""What lines of ``config.yaml``'s header begin with: the digest of the rows, and the settings that were left open."""
 
 
 class RunFolder:
@@ -67,6 +76,34 @@ class RunFolder:
         with suppress(OSError):
             self.path.rmdir()
 
+    @contextmanager
+    def claim(self) -> Iterator[InUseError | None]:
+        """Keeps other processes from training here; of several processes of a run the first one does.
+
+        The lock belongs to this process: none that it starts or forks inherits it, and it ends with the process. Where
+        files cannot be locked there is none.
+
+        Yields:
+            None; the error to raise if another process is training here.
+        """
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        lock = self.path / LOCK
+        file, refused = None, None
+        try:
+            file = _lock(lock) if place().rank == 0 else None
+        except InUseError as error:
+            refused = error
+        try:
+            yield refused
+        finally:
+            if file is not None:
+                with suppress(OSError):
+                    lock.unlink()  # while it is still locked: who opens it now sees that it is gone
+                os.close(file)
+            for path in made:
+                with suppress(OSError):  # of a run that never began
+                    path.rmdir()
+
     def check_unused(self) -> None:
         """Raises `ConfigError` if the folder holds anything."""
         if self.path.exists() and (not self.path.is_dir() or not all(map(is_temporary, self.path.iterdir()))):
@@ -74,8 +111,14 @@ class RunFolder:
                 f"{self.path} exists and is not empty; go on with it by --resume {self.path}, or choose another --out"
             )
 
-    def start(self, experiment: Experiment, command: str) -> None:
+    def start(self, experiment: Experiment, command: str, asked: Experiment | None = None, data: str = "") -> None:
         """Creates the folder, writes ``config.yaml`` and copies the files that belong to the model.
+
+        Args:
+            experiment: resolved.
+            command: that trains it.
+            asked: the experiment before it was resolved.
+            data: the digest of the rows that are used.
 
         Raises:
             ConfigError: if the folder holds anything.
@@ -83,7 +126,10 @@ class RunFolder:
         self.check_unused()
         tree = portable(experiment)
         copy_attached(experiment, tree, self.path)
-        header = "".join(f"# {line}\n" for line in _provenance(command))
+        lines = [*_provenance(command), *([f"{DATA} {data}"] if data else [])]
+        if asked is not None:
+            lines.append(f"{FILLED} {', '.join(changed(portable(asked), tree)) or 'nothing'}")
+        header = "".join(f"# {line}\n" for line in lines)
         write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(tree), encoding="utf-8"))
 
     def clean(self) -> None:
@@ -108,6 +154,12 @@ class RunFolder:
         except ConfigError as error:
             raise ConfigError(f"{self.config_file}: {error}") from None
 
+    def noted(self, begin: str) -> str | None:
+        """The rest of the line of ``config.yaml``'s header that begins so (`DATA`, `FILLED`); None: there is none."""
+        text = self.config_file.read_text(encoding="utf-8")
+        found = re.search(rf"^# {re.escape(begin)} (\S.*)$", text, re.MULTILINE)
+        return found[1] if found else None
+
     def write_bad_clips(self, failed: dict[str, str]) -> None:
         """Writes ``bad_clips.csv`` (id, error), if there are any."""
         import csv
@@ -125,8 +177,44 @@ class RunFolder:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether this is what a killed process left half written."""
-    return path.name.startswith(".") and path.suffix == ".tmp"
+    """Whether this is a lock, or what a killed process left half written."""
+    return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
+
+
+def _lock(path: Path) -> int | None:
+    """The locked file, made with its folder; None: it cannot be made or locked here. Raises `InUseError`."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a folder that cannot be written to says so where it matters
+        return None
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = not os.path.samestat(os.fstat(file), path.stat())
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        held = True
+    except OSError:  # the file system has no locks
+        held = False
+    if held:
+        os.close(file)
+        raise InUseError(f"another process is training in {path.parent}; wait for it, stop it, or choose another --out")
+    return file
+
+
+def changed(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """``KEY.PATH`` of the settings in which two trees differ."""
+    found = []
+    for key in dict.fromkeys((*one, *other)):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += changed(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}")
+    return found
 
 
 def _provenance(command: str) -> list[str]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mbt_core.measure.scale import GRADIENT, TRAINING
+from mbt_core.measure.scale import GRADIENT
 from small import mbt, tiny_sets
 
 TINY = ["-m", "rgb,audio", *(word for setting in tiny_sets() for word in ("--set", setting)), "--device", "cpu"]
@@ -40,7 +40,7 @@ def test_cost_without_data_or_device():
     assert scale["steps"] == -(-50 * 20_000 // 512)
     assert scale["tokens"] == 512 * (8 * 14 * 14 + 50 * 8)
     counted = json.loads(mbt("bench", "--no-time", "--json").out)["strategies"][0]
-    assert scale["step_gflops"] == pytest.approx(TRAINING * 512 * counted["gflops"]["all"])
+    assert scale["step_gflops"] == pytest.approx(3 * 512 * counted["gflops"]["all"], rel=0.01)
     assert scale["exchanged_bytes"] == pytest.approx(2 * 63 / 64 * GRADIENT * counted["parameters"]["all"])
     assert scale["seconds"] == pytest.approx(scale["steps"] * 512 / 6400)
     assert scale["bytes_per_second"] is None
@@ -51,6 +51,15 @@ def test_cost_without_data_or_device():
     [
         (["--world", 4], "how many clips"),
         (["--clips", 100], "--world N"),
+        (
+            ["--world", 48, "--clips", 100, "--set", "train.batch_size=64"],
+            "of the 48 devices, e.g. 48 or 96",
+        ),
+        (
+            ["--world", 48, "--clips", 9, "--set", "train.batch_size=8"],
+            "a multiple of the 48 devices, e.g. 48",
+        ),
+        (["--world", 4, "--clips", 9, "--plot", "x.png"], "--plot draws GFLOPs; leave out --data"),
         (["--speed", 100], "--world N"),
         (["--world", 4, "--clips", 9, "--speed", 0], "--speed 0: expected clips a second, above 0"),
         (["--data", "here.csv", "--clips", 100], "leave out one"),

@@ -118,12 +118,31 @@ def test_a_failing_cell_is_exit_1(flags, tmp_path):
         ([], "give --over KEY.PATH=V1,V2 or --preset, one of fusion-layer"),
         (["--over", "model.fusion.layer=1,7"], "cell model.fusion.layer=7,seed=0: model.fusion.layer: 7 is above"),
         (["--over", "model.fusion.layr=1"], "Did you mean 'layer'"),
+        (
+            ["--preset", "fusion-layer", "--over", "model.fusion.layer=0,1"],
+            "model.fusion.layer is varied twice, by fus",
+        ),
+        (["--over", "modalities=1,2"], "modalities=1: expected names"),
+        (["--over", "modalities=null,rgb"], "modalities=null: expected names"),
     ],
 )
 def test_wrong_usage_is_exit_2(flags, words, message):
     done = mbt("compare", *words, *flags)
     assert done.code == 2
     assert message in done.err
+
+
+def test_the_commands_as_json(flags):
+    done = mbt("compare", "--over", "model.fusion.layer=0,1", *flags, "--dry-run", "--json")
+    commands = json.loads(done.out)["commands"]
+    assert ["model.fusion.layer=0" in commands[0], "model.fusion.layer=1" in commands[1]] == [True, True]
+
+
+@pytest.mark.parametrize("empty", ["--tune", "--fractions"])
+def test_a_study_of_nothing_is_refused(flags, tmp_path, empty):
+    done = mbt("transfer", "--init", "none,vit_tiny_patch16_224", empty, ",", *flags, "--out", tmp_path / "study")
+    assert done.code == 2
+    assert "no value is given" in done.err
 
 
 def test_transfer_from_an_earlier_run(flags, tmp_path):

@@ -23,10 +23,10 @@ FLOORS = (
     {"recipes"},
     {"model"},
     {"pretrained"},
-    {"card", "conformance", "evaluate", "measure", "scaffold"},
+    {"card", "conformance", "evaluate", "scaffold"},
     {"explain"},
     {"training"},
-    {"report", "resolve"},
+    {"measure", "report", "resolve"},
     {"run"},
     {"export", "serve", "sweep"},
 )

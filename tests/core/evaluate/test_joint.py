@@ -105,4 +105,5 @@ def test_predictions_of_one_task(tmp_path):
     )
     write_predictions(tmp_path, found, manifest(tmp_path), "test")
     row = pq.read_table(tmp_path / "predictions.parquet").to_pylist()[0]
-    assert row == {"id": "clip0", "split": "test", "error": None, "target": [0.0, 1.0], "logits": [1.0, 2.0]}
+    about = {"id": "clip0", "split": "test", "group": None, "error": None}
+    assert row == {**about, "target": [0.0, 1.0], "logits": [1.0, 2.0]}

@@ -1,5 +1,6 @@
 """Predictions on disk: read back as they were written, and where those of other data go."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from mbt_core import DataError
 from mbt_core.config import DataConfig, HeadConfig
 from mbt_core.data.manifest import Manifest
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
-from mbt_core.evaluate.table import About, evaluation_folder, read_about, read_predictions, write_predictions
+from mbt_core.evaluate.table import FILE, About, evaluation_folder, read_about, read_predictions, write_predictions
 
 HEADS = {
     "single": HeadConfig(classes=4),
@@ -54,6 +55,20 @@ def test_predictions_are_read_as_they_were_written(tmp_path, name):
         assert torch.equal(read.found.logits[FUSED][task], found.logits[FUSED][task])
         assert torch.equal(read.found.logits["m"][task][here], found.logits["m"][task][here])
     assert read.found.metrics() == found.metrics()
+
+
+def test_groups_are_kept(tmp_path):
+    """By name; a row without one is of its own, and so are all in a file without the column."""
+    table = tmp_path / "m.csv"
+    table.write_text("id,label,split,tape\n" + "".join(f"clip{i},x,test,{tape}\n" for i, tape in enumerate("aab bb")))
+    grouped = Manifest.read(table, {}, DataConfig(group="tape"))
+    write_predictions(tmp_path, found_for(HEADS["single"]), grouped, "test")
+    read = read_predictions(tmp_path, HEADS["single"])
+    assert read.ids == ["clip0", "clip1", "clip3", "clip5", "clip2"]
+    assert read.groups == ["a", "a", "clip3", "b", "b"]
+    file = tmp_path / FILE
+    pq.write_table(pq.read_table(file).drop_columns(["group"]), file)
+    assert read_predictions(tmp_path, HEADS["single"]).groups == read.ids
 
 
 def test_all_clips_unreadable(tmp_path):

@@ -6,8 +6,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mbt_core import MBT, ConfigError, Experiment, MBTConfig
+from mbt_core.config import TrainConfig
 from mbt_core.measure.bench import CLASSES, over_layers, settle, strategies, with_fusion
-from mbt_core.measure.flops import PARTS, count
+from mbt_core.measure.flops import PARTS, count, count_step
 from mbt_core.measure.plot import cost_figure, require_plot, save_figure
 from toy.models import COUNTS, POOLS, STRATEGIES, tiny
 
@@ -50,6 +51,21 @@ def test_counts_by_hand(strategy, number, pool):
     assert found.flops["head"] == 2 * D * 5 * (1 if pool == "mean-joint" else number)
     assert found.flops["tokenizers"] == sum(2 * n * values[name] * D for name, n in embedded.items())
     assert found.gflops == sum(found.flops.values()) / 1e9
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_training_step_by_hand(strategy):
+    """Twice a forward pass back through what is trained; inputs have no gradient; once what is frozen below."""
+    config = config_of(strategy, 2)
+    forward, every = count(config), sum(count(config).parameters.values())
+    whole = count_step(config, TrainConfig())
+    assert whole.flops == 3 * sum(forward.flops.values()) - forward.flops["tokenizers"]
+    assert (whole.parameters, whole.tokens) == (every, 9)
+    head = count_step(config, TrainConfig(tune="head"))
+    assert head.flops == sum(forward.flops.values()) + forward.flops["head"]
+    above = count_step(config, TrainConfig(freeze=["streams.*", "blocks.*.0.*"]))
+    assert forward.flops["tokenizers"] + forward.flops["stream layers"] < above.flops < whole.flops
+    assert head.parameters < above.parameters < every
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

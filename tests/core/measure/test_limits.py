@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mbt_core import DataError
 from mbt_core.measure import limits
-from mbt_core.measure.flops import Count
+from mbt_core.measure.flops import Step
 from mbt_core.measure.limits import Limit, Reading, reading
 from mbt_core.measure.scale import Scale
 
@@ -98,8 +98,7 @@ def test_nothing_to_read(files, rows, message):
 
 
 def test_a_run_on_many_devices_by_hand():
-    count = Count({"all": 2_000_000_000}, {"all": 25_000_000}, {"a": 100, "b": 20})
-    scale = Scale(4, 64, 1000, 50, count, device=16.0, reading=of(8.0))
+    scale = Scale(4, 64, 1000, 50, Step(6_000_000_000, 25_000_000, 120), device=16.0, reading=of(8.0))
     assert scale.tokens == 64 * 120
     assert scale.step_gflops == pytest.approx(3 * 64 * 2.0)
     assert scale.exchanged == pytest.approx(2 * 3 / 4 * 100e6)
@@ -113,7 +112,7 @@ def test_a_run_on_many_devices_by_hand():
 
 
 def test_what_is_not_known_is_not_told():
-    scale = Scale(1, 8, 10, 5, Count({"all": 10**9}, {"all": 10**6}, {"a": 1}), None, None)
+    scale = Scale(1, 8, 10, 5, Step(10**9, 10**6, 1), None, None)
     assert scale.exchanged == 0
     assert (scale.seconds, scale.cores, scale.bytes_per_second) == (None, None, None)
     assert not {"hours in all", "reading cores", "read from files"} & {name for name, _ in scale.table()}

@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from mbt_core import MBT, Experiment
+from mbt_core import MBT, ConfigError, Experiment
 from mbt_core.data.collate import Preprocess, blank_batch
 from mbt_core.measure import speed
 from mbt_core.measure.bench import bench
 from mbt_core.measure.speed import Memory, inference, training
+from mbt_core.model.block import Block
 from toy.models import POOLS, STRATEGIES, tiny
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -65,6 +66,33 @@ def test_a_training_step_computes_everything_and_changes_nothing(strategy, pool,
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("train", [{"tune": "head"}, {"freeze": ["blocks.*", "streams.*"]}])
+def test_what_is_frozen_takes_no_part_in_a_step(train):
+    experiment = experiment_of("bottleneck", 2, optimizer="adamw", **train)
+    model = MBT(experiment.mbt_config())
+    touched = set()
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: touched.add(name))
+    batch = blank_batch(model.modalities, 2)
+    training(model, Preprocess(model.modalities), batch, Memory(CPU), 0.0, experiment.train)
+    assert touched
+    assert {name.partition(".")[0] for name in touched} <= {"head", "fusion"}
+    assert not any(block.training for block in model.modules() if isinstance(block, Block))
+
+
+def test_compiled_blocks_are_measured_compiled(monkeypatch):
+    """The first step, which compiles, is none of those that are measured."""
+    compiled, runs = [], []
+    monkeypatch.setattr(Block, "compile", lambda block: compiled.append(block))  # noqa: PLW0108 -- bound to the block
+    experiment = experiment_of("late", 1, compile=True)
+    model = MBT(experiment.mbt_config())
+    model.register_forward_hook(lambda *_: runs.append(1))
+    batch = blank_batch(model.modalities, 2)
+    monkeypatch.setattr(speed, "_repeat", lambda run, *_: len(runs))
+    assert training(model, Preprocess(model.modalities), batch, Memory(CPU), 0.0, experiment.train) == 1
+    assert compiled == [block for block in model.modules() if isinstance(block, Block)]
+
+
 def test_sequences_are_run_at_full_length():
     experiment = experiment_of("late", 1)
     model = MBT(experiment.mbt_config())
@@ -87,6 +115,13 @@ def test_peak_memory_of_this_process():
     del kept
     memory.reset()
     assert memory.peak() < high
+
+
+def test_a_pattern_of_one_strategy_does_not_stop_the_others():
+    experiment = experiment_of("bottleneck", 2, freeze=["fusion.*", "streams.*"])
+    assert all(cost.training for cost in bench(experiment, device=CPU, batch_size=2, seconds=0.0))
+    with pytest.raises(ConfigError, match="'wrong' matches no parameter"):
+        list(bench(experiment_of("bottleneck", 2, freeze=["wrong"]), device=CPU, seconds=0.0))
 
 
 def test_every_strategy_is_measured():

@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 import mbt_core.sweep.engine as engine
-from mbt_core.errors import ConfigError
+from mbt_core.errors import ConfigError, InUseError
 from mbt_core.recipes import assemble
 from mbt_core.run import train
 from mbt_core.sweep.engine import Sweep, Watcher, differences
@@ -168,6 +168,57 @@ def test_what_data_fills_is_no_difference(tmp_path):
     assert differences(two, found) == []
     three = flags.over({"model.head.classes": 3}).experiment()
     assert differences(three, found) == ["model.head.classes is 2, expected 3"]
+
+
+def test_what_was_open_is_not_what_was_given(tmp_path):
+    flags = make_flags(tmp_path)
+    run(tmp_path / "open", layers(flags, values="0"))
+    Sweep(tmp_path / "open", layers(flags, values="0"))
+    given = replace(flags, sets=("train.monitor=loss",))
+    run(tmp_path / "given", layers(given, values="0"))
+    with pytest.raises(ConfigError, match="train.monitor is loss, expected auto"):
+        Sweep(tmp_path / "given", layers(flags, values="0"))
+    # the same value, found by the data, is the same
+    Sweep(tmp_path / "open", layers(flags.over({"modalities.alpha.channels": 2}), values="0"))
+    config = next((tmp_path / "open/cells").iterdir()) / "config.yaml"
+    assert "# filled from the data: modalities.alpha.channels, model.head.classes" in config.read_text()
+
+
+def test_other_data_in_the_same_folder_is_refused(tmp_path):
+    cells, manifest = layers(make_flags(tmp_path)), tmp_path / "data.csv"
+    run(tmp_path / "out", cells[:1])
+    head, *rows = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([head, *reversed(rows)]))
+    Sweep(tmp_path / "out", cells)
+    manifest.write_text("\n".join([head, *rows[:-1]]))
+    with pytest.raises(ConfigError, match="was trained on other data: ids, labels or splits"):
+        Sweep(tmp_path / "out", cells)
+    manifest.unlink()  # what is finished can still be shown
+    assert [r.status for r in Sweep(tmp_path / "out", cells).results()] == ["finished", "missing"]
+
+
+def test_a_run_that_notes_no_data_is_taken(tmp_path):
+    cells, manifest = layers(make_flags(tmp_path), values="0"), tmp_path / "data.csv"
+    run(tmp_path / "out", cells)
+    config = tmp_path / "out/cells" / cells[0].name / "config.yaml"
+    config.write_text("".join(ln for ln in config.read_text().splitlines(True) if not ln.startswith("#")))
+    manifest.write_text(manifest.read_text().rpartition("31,")[0])
+    assert Sweep(tmp_path / "out", cells).todo() == []
+
+
+def test_a_cell_that_another_process_trains_is_left(tmp_path, monkeypatch):
+    cells, running = layers(make_flags(tmp_path)), True
+
+    def held(experiment, *rest, **options):
+        if running and experiment.model.fusion.layer == 0:
+            raise InUseError("another process is training in it")
+        return train(experiment, *rest, **options)
+
+    monkeypatch.setattr(engine, "train", held)
+    sweep = Sweep(tmp_path / "out", cells)
+    assert [r.status for r in sweep.run("cpu")] == ["running elsewhere", "finished"]
+    running = False
+    assert [r.status for r in sweep.run("cpu")] == ["finished", "finished"]
 
 
 def test_cells_share_the_decoded_clips(tmp_path, monkeypatch):

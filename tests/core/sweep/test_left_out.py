@@ -18,8 +18,8 @@ from toy.sweeps import result
 pytestmark = pytest.mark.usefixtures("toys")
 
 
-def run_with(path, right, order=None):
-    """A run that answered the clips 0, 1, ... of `right` rightly or wrongly, written in some order."""
+def run_with(path, right, order=None, unreadable=(), per=1):
+    """A run that answered the clips 0, 1, ... of `right` rightly or wrongly, written in some order, `per` of a tape."""
     count = len(right)
     order = list(range(count)) if order is None else order
     folder = RunFolder(path)
@@ -27,12 +27,16 @@ def run_with(path, right, order=None):
         Experiment.model_validate({"modalities": {"alpha": {}}, "model": {"head": {"classes": 2}}}), "mbt train"
     )
     table = path.parent / f"{path.name}.csv"
-    table.write_text("id,label,split\n" + "".join(f"clip{i},{'xy'[i % 2]},test\n" for i in order))
+    rows = (f"clip{i},{'xy'[i % 2]},test,tape{i // per}\n" for i in order)
+    table.write_text("id,label,split,tape\n" + "".join(rows))
     targets = torch.tensor([i % 2 for i in order])
     answers = torch.tensor([right[i] for i in order]) == (targets == 1)
     logits = torch.stack([~answers, answers], dim=1).float()
-    found = Evaluation(torch.arange(count), {FUSED: {"label": logits}}, {"label": targets}, {}, HeadConfig(classes=2))
-    write_predictions(path, found, Manifest.read(table, {}, DataConfig()), "test")
+    here = torch.tensor([i not in unreadable for i in order])
+    logits, targets = {FUSED: {"label": logits[here]}}, {"label": targets[here]}
+    failed = {order.index(i): "damaged" for i in unreadable}
+    found = Evaluation(torch.arange(count)[here], logits, targets, {}, HeadConfig(classes=2), failed)
+    write_predictions(path, found, Manifest.read(table, {}, DataConfig(group="tape" if per > 1 else None)), "test")
     return folder
 
 
@@ -52,6 +56,28 @@ def test_groups_depend_on_the_ids_alone(tmp_path):
     assert len(one) == GROUPS
     # within what 20 groups can tell
     assert standard_error(one) == pytest.approx(statistics.stdev(map(float, right)) / 101**0.5, rel=0.4)
+
+
+def test_clips_of_one_group_count_as_one(tmp_path):
+    """Clips of a tape are all right or all wrong: there are 40 answers, not 800."""
+    tapes = [random.Random(i).random() < 0.7 for i in range(40)]
+    right = [tape for tape in tapes for _ in range(20)]
+    apart, together = (scores_without(run_with(tmp_path / f"per{per}", right, per=per), ("top1",)) for per in (1, 20))
+    truth = statistics.stdev(map(float, tapes)) / 40**0.5
+    assert standard_error(apart) < truth / 2
+    assert standard_error(together) == pytest.approx(truth, rel=0.4)
+    few = scores_without(run_with(tmp_path / "few", right[:60], per=20), ("top1",))
+    assert len(few) == 3
+
+
+def test_an_unreadable_clip_moves_no_other(tmp_path):
+    """Of two runs that differ in nothing else the pairs stay pairs: only its own group changes."""
+    right = [random.Random(i).random() < 0.7 for i in range(101)]
+    one, other = (
+        scores_without(run_with(tmp_path / n, right, None, u), ("top1",)) for n, u in [("a", ()), ("b", [50])]
+    )
+    differences = [a - b for a, b in zip(one, other, strict=True)]
+    assert standard_error(differences) < 0.1 * standard_error(one)
 
 
 def test_there_is_none_without_predictions(tmp_path):

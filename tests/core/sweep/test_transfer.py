@@ -148,6 +148,8 @@ def test_the_verdict_says_how_sure_it_is():
     open_ = verdict(effects(cells_of({("none", "all"): [0.5, 0.8], ("vit", "all"): [0.7, 0.6]})), "top1")
     assert open_.startswith("Whether starting from vit helps cannot be told: top1 +0.000")
     one = verdict(effects(cells_of({("none", "all"): [0.5], ("vit", "all"): [0.7]})), "top1")
+    assert "The intervals" not in one
+    assert "The intervals" in sure
     assert "One seed gives no uncertainty" in one
     assert verdict(effects(cells_of({("none", "all"): [None], ("vit", "all"): [0.7]})), "top1").startswith("No verdict")
 
