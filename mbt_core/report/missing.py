@@ -33,7 +33,7 @@ def write_missing(folder: Path, head: HeadConfig) -> list[Path]:
     if not points:
         return []
     write_atomically(folder / f"{NAME}.csv", lambda path: write_csv(path, points))
-    drawn = {metric: (_lines(points, metric), limits(metric)) for metric in _main(head)}
+    drawn = {metric: (_lines(points, metric), limits(metric)) for metric in _main(points, head)}
     figures.save(figures.panels(drawn, XLABEL), folder, NAME)
     return [folder / f"{NAME}.{kind}" for kind in ("csv", "png", "svg")]
 
@@ -43,7 +43,7 @@ def drawn_curves(about: About, head: HeadConfig) -> list[Drawn]:
     points = _points(about)
     return [
         Drawn(metric, figures.lines(_lines(points, metric), limits(metric), XLABEL), _caption(points, metric))
-        for metric in (_main(head) if points else [])
+        for metric in _main(points, head)
     ]
 
 
@@ -51,10 +51,14 @@ def _points(about: About) -> list[Point]:
     return [Point(**point) for point in about.missing]
 
 
-def _main(head: HeadConfig) -> list[str]:
-    """The first metric of each task."""
-    first = {task: metric_names(head.kind_of(task), outputs)[0] for task, outputs in head.outputs.items()}
-    return [metric if head.tasks is None else f"{task}/{metric}" for task, metric in first.items()]
+def _main(points: Sequence[Point], head: HeadConfig) -> list[str]:
+    """The first metric of each task that all points have: some have no value where targets do not vary."""
+    found = []
+    for task, outputs in head.outputs.items():
+        names = metric_names(head.kind_of(task), outputs)
+        metrics = [name if head.tasks is None else f"{task}/{name}" for name in names]
+        found += [m for m in metrics if points and all(m in point.metrics for point in points)][:1]
+    return found
 
 
 def _lines(points: Sequence[Point], metric: str) -> list[Line]:

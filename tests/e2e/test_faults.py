@@ -281,11 +281,11 @@ def test_a_disk_that_is_really_full(demo, unbroken, tmp_path):
         saved = read_progress(run / "state").step
         assert saved > 0
         (disk / "filler").unlink()
-        config = (run / "config.yaml").read_text()
-        (run / "config.yaml").write_text(config.replace("steps: 2000", f"steps: {saved + 5}"))
         process = start(tmp_path, "train", "--resume", run)
-        _, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+        wait_for(lambda: read_progress(run / "state").step > saved, process)
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 128 + signal.SIGTERM, error
         assert f"from step {saved}\n" in error
     finally:
         subprocess.run(["umount", str(disk)], check=True)
