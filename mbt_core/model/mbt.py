@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mbt_core.attached import copy_attached, find_attached, portable
-from mbt_core.config import DEFAULT_TASK, MBTConfig
+from mbt_core.config import DEFAULT_TASK, HeadConfig, MBTConfig
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
 from mbt_core.hub import locate, upload
@@ -267,7 +267,6 @@ class MBT(nn.Module):
             MBTError: if something cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         copy_attached(self.config, self.saved_config, folder)
         content = {"model": self.saved_config, "classes": self.classes}
         write_atomically(folder / "config.json", lambda p: p.write_text(json.dumps(content, indent=1) + "\n"))
@@ -305,7 +304,7 @@ class MBT(nn.Module):
         except (RuntimeError, TypeError, OverflowError) as error:  # as torch refuses sizes
             reason = str(error).partition("\n")[0]
             raise DataError(f"{folder / 'config.json'}: no model of these sizes can be made: {reason}") from error
-        model.classes = content.get("classes", {})
+        model.classes = _checked_classes(content.get("classes", {}), model.config.head, folder / "config.json")
         model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
         return model
 
@@ -323,6 +322,20 @@ class MBT(nn.Module):
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise DataError(f"{source} does not fit this model: {'; '.join(problems[:5])}{more}")
         self.load_state_dict(dict(state))
+
+
+def _checked_classes(classes: Any, head: HeadConfig, source: Path) -> dict[str, list[str]]:
+    """The names of classes of a saved model. Raises `DataError` unless each task with names has one for each output."""
+    if not isinstance(classes, dict):
+        raise DataError(f"{source}: classes={classes!r}; expected task -> names of its classes")
+    for task, names in classes.items():
+        size = head.outputs.get(task)
+        if size is None:
+            raise DataError(f"{source}: classes of {task!r}, a task that the model has not ({', '.join(head.outputs)})")
+        if not isinstance(names, list) or len(names) != size or not all(isinstance(name, str) for name in names):
+            came = f"{len(names)} names" if isinstance(names, list) else repr(names)
+            raise DataError(f"{source}: classes of {task!r}: {came}; expected {size}, as its head has outputs")
+    return classes
 
 
 def run_alone(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,6 +28,8 @@ from mbt_core.serve.reading import Readers, Reading
 from mbt_core.serve.upload import Received, Refused, receive
 from mbt_core.training.processes import Hardware
 from mbt_core.version import __version__
+
+GONE = "the client went away"
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,14 @@ class Service:
         try:
             with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
                 received = await self._receive(request, Path(folder) / "upload")
-                batch = await self.readers.read(received.path)
+                batch = await self.readers.read(received.path, partial(_still_there, request))
             async with self.turn:
+                await _still_there(request)
                 found = await asyncio.to_thread(self.classify, batch, top)
         finally:
             self.active -= 1
+        if found.error is not None:
+            raise Refused(422, found.error)
         return replace(found, file=received.name).as_json()
 
     async def _receive(self, request: Request, path: Path) -> Received:
@@ -108,7 +114,7 @@ class Service:
         except TimeoutError:
             raise Refused(408, f"the request took longer than {limits.upload_timeout:g} s to arrive") from None
         except ClientDisconnect:
-            raise Refused(400, "the client went away") from None
+            raise Refused(400, GONE) from None
 
     @torch.inference_mode()
     def classify(self, batch: Batch, top: int) -> FilePrediction:
@@ -134,6 +140,12 @@ class Service:
             "limits": {"bytes": limits.max_bytes, "seconds": limits.max_seconds},
             "use": "POST /predict?top=5 with multipart/form-data, part 'file'",
         }
+
+
+async def _still_there(request: Request) -> None:
+    """Raises `Refused` if the client has hung up: what waits for an answer makes room then."""
+    if await request.is_disconnected():
+        raise Refused(400, GONE)
 
 
 def make_app(service: Service) -> FastAPI:
@@ -165,5 +177,9 @@ def make_app(service: Service) -> FastAPI:
     async def wrong_option(_: Request, error: RequestValidationError) -> JSONResponse:
         said = "; ".join(f"{e['loc'][-1]}: {e['msg']}, came {e['input']!r}" for e in error.errors())
         return JSONResponse({"error": said}, 400)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, __: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the service failed; its log says why"}, 500)
 
     return app

@@ -10,7 +10,8 @@ import asyncio
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -171,9 +172,14 @@ class Reader:
         self.process.close()
 
     def read(self, path: Path) -> Batch:
-        """Reads one file. Raises `Refused` with 422."""
+        """Reads one file. Raises `Refused` with 422, and `MBTError` if no process can be started."""
+        name = str(path).encode()
         try:
-            self.connection.send_bytes(str(path).encode())
+            self.connection.send_bytes(name)
+        except OSError:  # it died while it was idle, which is no fault of this file
+            self._replace()
+            self.connection.send_bytes(name)
+        try:
             if not self.connection.poll(self.reading.timeout):
                 self._replace()
                 raise Refused(422, f"the file took longer than {self.reading.timeout:g} s to read")
@@ -196,18 +202,21 @@ class Readers:
     def __init__(self, reading: Reading, count: int) -> None:
         self.all: list[Reader] = []
         self.idle: asyncio.Queue[Reader] = asyncio.Queue()
+        self.threads = ThreadPoolExecutor(count, "reader")  # the loop's own are few, and the model needs one
         for _ in range(count):
             self.all.append(Reader(reading))
             self.idle.put_nowait(self.all[-1])
 
-    async def read(self, path: Path) -> Batch:
-        """Reads a file as soon as a process is free. Raises `Refused`."""
+    async def read(self, path: Path, wanted: Callable[[], Awaitable[None]]) -> Batch:
+        """Reads a file as soon as a process is free, and `wanted` does not raise then. Raises as `Reader.read`."""
         reader = await self.idle.get()
         try:
-            return await asyncio.to_thread(reader.read, path)
+            await wanted()
+            return await asyncio.get_running_loop().run_in_executor(self.threads, reader.read, path)
         finally:
             self.idle.put_nowait(reader)
 
     def stop(self) -> None:
+        self.threads.shutdown()
         for reader in self.all:
             reader.stop()

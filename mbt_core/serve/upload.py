@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, BinaryIO
 
 from python_multipart import MultipartParser
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Refused(Exception):
     """A request that gets no answer but why not.
 
     Args:
-        status: of the response, 4xx or 503.
+        status: of the response, 4xx, 503 or 507.
         message: for the client.
     """
 
@@ -61,23 +61,25 @@ async def receive(
 
     Raises:
         Refused: 415 for no multipart/form-data, 413 for too many bytes, 400 for anything but one part `FIELD` with a
-            file in it, 422 for an empty file.
+            file in it, 422 for an empty file, 507 if it cannot be stored.
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refused(415, f"expected multipart/form-data with a part {FIELD!r} (curl -F {FIELD}=@clip.mp4)")
     if length is not None and length.isdecimal() and int(length) > max_bytes + FRAMING:
         raise _too_large(max_bytes)
-    with path.open("xb") as file:
-        parts = _Parts(file, max_bytes)
-        try:
+    try:
+        with path.open("xb") as file:
+            parts = _Parts(file, max_bytes)
             parser = MultipartParser(options[b"boundary"], parts.callbacks(), max_size=max_bytes + FRAMING)
             async for chunk in body:
                 if parser.write(chunk) < len(chunk):
                     raise _too_large(max_bytes)
             parser.finalize()
-        except MultipartParseError as error:
-            raise Refused(400, f"the request is no valid multipart/form-data: {error}") from error
+    except FormParserError as error:
+        raise Refused(400, f"the request is no valid multipart/form-data: {error}") from error
+    except OSError as error:
+        raise Refused(507, f"the file cannot be stored here: {error.strerror}; try again later") from error
     if not parts.complete or parts.name is None:
         raise Refused(400, f"the request has no complete part {FIELD!r} with a file")
     if not parts.size:

@@ -1,5 +1,7 @@
 """The service, over real connections on loopback: what it answers, what it refuses, and that it outlives bad files."""
 
+import asyncio
+import errno
 import http.client
 import json
 import os
@@ -19,9 +21,10 @@ import uvicorn
 
 from faulty_rgb import FaultyRgb
 from mbt_core.data.collate import blank_batch
+from mbt_core.model.loss import by_task
 from mbt_core.run import load
 from mbt_core.serve.app import Limits, Service, make_app
-from mbt_core.serve.reading import pack, unpack
+from mbt_core.serve.reading import Reader, Readers, pack, unpack
 from small import clips_of, mbt
 
 MAX_BYTES = 300_000
@@ -139,6 +142,10 @@ def test_requests_that_are_none(service, clip):
         "expected multipart/form-data with a part 'file' (curl -F file=@clip.mp4)",
     )
     assert ask(address, "POST", "/predict", b"", {"Content-Type": "multipart/form-data"})[0] == 415
+    long = {"Content-Type": f"multipart/form-data; boundary={'x' * 1000}"}
+    status, found = ask(address, "POST", "/predict", content, long)
+    assert status == 400
+    assert found["error"].startswith("the request is no valid multipart/form-data: ")
     field = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"\r\n\r\ntext\r\n'.encode()
     for parts, message in [
         ([part(content, field="clip")], "the request has a part that is not 'file' with a file"),
@@ -242,6 +249,104 @@ def test_it_outlives_files_that_hang_or_kill(service, clip):
     assert {found[name] for name in ("a.mp4", "b.mp4", "c.mp4")} == {(200, None)}
     assert post(service.address, part(clip.read_bytes()))[0] == 200
     assert not list(Path(service.folder.name).iterdir())
+
+
+def test_a_reading_process_that_died_while_idle(service, clip):
+    """It is no fault of the file that comes next."""
+    for reader in service.readers.all:
+        reader.process.kill()
+        reader.process.join()
+    for _ in service.readers.all:
+        status, found = post(service.address, part(clip.read_bytes()))
+        assert status == 200, found
+
+
+def test_scores_that_are_not_finite(service, clip, monkeypatch):
+    def overflow(logits):
+        return {task: values / 0 for task, values in by_task(logits).items()}
+
+    monkeypatch.setattr("mbt_core.serve.app.by_task", overflow)
+    status, found = post(service.address, part(clip.read_bytes()))
+    assert status == 422
+    assert found["error"].startswith("the model gives no finite scores")
+
+
+def test_the_service_itself_fails(service, clip, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("the reason")
+
+    monkeypatch.setattr(service, "classify", fail)
+    status, found = post(service.address, part(clip.read_bytes()))
+    assert (status, found) == (500, {"error": "the service failed; its log says why"})
+    assert service.active == 0
+
+
+def test_a_disk_without_room(service, clip, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mbt_core.serve.upload._Parts._on_data", full)
+    status, found = post(service.address, part(clip.read_bytes()))
+    assert (status, found["error"]) == (507, "the file cannot be stored here: No space left on device; try again later")
+    assert not list(Path(service.folder.name).iterdir())
+
+
+def test_readers_do_not_wait_for_each_other(service, monkeypatch):
+    """However few threads the loop has of its own: all processes read at the same time."""
+    together = threading.Barrier(12)
+    monkeypatch.setattr(Reader, "start", lambda self: None)
+    monkeypatch.setattr(Reader, "stop", lambda self: None)
+    monkeypatch.setattr(Reader, "read", lambda self, path: together.wait(20))
+
+    async def read():
+        async def wanted():
+            pass
+
+        readers = Readers(service.readers.all[0].reading, 12)
+        found = await asyncio.gather(*(readers.read(Path("x"), wanted) for _ in range(12)))
+        readers.stop()
+        return found
+
+    assert sorted(asyncio.run(read())) == list(range(12))
+
+
+def test_clients_that_hang_up_make_room(service, clip, monkeypatch):
+    """What they sent is not read any more when a process is free for it."""
+    read, release = [], threading.Event()
+    real = Reader.read
+
+    def slow(self, path):
+        read.append(path)
+        release.wait(20)
+        return real(self, path)
+
+    monkeypatch.setattr(Reader, "read", slow)
+    body = part(clip.read_bytes()) + END
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    count = len(service.readers.all) + 3
+    connections = []
+    for number in range(count):
+        connections.append(socket.create_connection(service.address))
+        connections[-1].sendall(head.encode() + body)
+        until(lambda number=number: service.active == number + 1)
+    until(lambda: len(read) == len(service.readers.all))
+    for connection in connections:
+        connection.close()
+    time.sleep(0.5)
+    release.set()
+    until(lambda: service.active == 0)
+    assert len(read) == len(service.readers.all)
+    assert post(service.address, part(clip.read_bytes()))[0] == 200
+
+
+def until(happened, seconds=20.0):
+    last = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < last
+        time.sleep(0.02)
 
 
 def test_too_many_at_a_time(service, clip, monkeypatch):

@@ -80,7 +80,7 @@ def test_a_card_without_results_and_licence(run, tmp_path):
     mbt.Run(run.path, run.experiment).save_pretrained(tmp_path / "tiny")
     head, text = front_matter((tmp_path / "tiny/README.md").read_text())
     assert not head.keys() & {"license", "metrics", "model-index"}
-    assert "Not evaluated: the data had no test split." in text
+    assert "No results on a test split are known." in text
     assert "None was given: ask the author" in text
 
 

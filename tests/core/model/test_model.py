@@ -1,5 +1,7 @@
 """Building, saving, compiling, exporting and training a model, on anonymous modalities."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import mbt_core as mbt
 from mbt_core.config import MBTConfig
+from mbt_core.errors import DataError, MBTError
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.model.block import Block
 from toy.config import AlphaConfig
@@ -70,6 +73,31 @@ def test_saved_and_loaded_again(strategy, over, tmp_path):
     inputs = {n: (g[0].float(), g[1]) if isinstance(g, tuple) else g.float() for n, g in inputs_for(model).items()}
     torch.testing.assert_close(loaded.eval()(inputs).logits, model(inputs).logits, rtol=0, atol=0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        ([], r"classes=\[\]; expected task -> names of its classes"),
+        ({"other": ["a"] * 5}, r"classes of 'other', a task that the model has not \(label\)"),
+        ({"label": ["a"] * 3}, "classes of 'label': 3 names; expected 5, as its head has outputs"),
+        ({"label": [1, 2, 3, 4, 5]}, "classes of 'label': 5 names; expected 5"),
+        ({"label": None}, "classes of 'label': None; expected 5"),
+    ],
+)
+def test_names_of_classes_that_do_not_fit_are_refused(classes, said, tmp_path):
+    build_tiny(count=2).float().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"classes": classes}))
+    with pytest.raises(DataError, match=said):
+        mbt.MBT.from_pretrained(tmp_path)
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(MBTError, match=r"taken.*cannot be written: (File exists|Not a directory)"):
+        build_tiny(count=2).float().save_pretrained(tmp_path / "taken")
+    assert (tmp_path / "taken").read_text() == "mine"
 
 
 def test_state_that_does_not_fit_is_refused(tmp_path):
