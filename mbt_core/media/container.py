@@ -97,14 +97,17 @@ class Container:
         """When `stream` begins, in seconds."""
         return 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - self.zero
 
-    def end_of(self, stream: Any) -> float | None:
-        """When `stream` ends, in seconds, as the file states it; None if it does not."""
+    def end_of(self, stream: Any, of_all: bool = True) -> float | None:
+        """When `stream` ends, in seconds, as the file states it; None if it does not.
+
+        Without a statement of its own it ends, with `of_all`, when the file does.
+        """
         if stream.duration is not None:
             return self.begin_of(stream) + stream.duration * float(stream.time_base)
         tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
         if tag is not None:
             return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - self.zero
-        return None if self.input.duration is None else self.input.duration / av.time_base
+        return None if self.input.duration is None or not of_all else self.input.duration / av.time_base
 
     def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
         """Decoded frames of `stream` with their times, in the order in which they are shown.

@@ -16,6 +16,7 @@ PRE_ROLL = 0.25  # seconds
 FILTER_MARGIN = 64  # samples of the lower rate: more than half the length of swresample's filter
 JITTER = 0.01  # seconds by which timestamps may differ from counting samples; beyond, there is a gap
 SHORT = 0.5  # seconds by which sound may end before the file says it does
+WITHOUT_GAPS = ("flac", "ogg", "mpegts", "mpeg")
 ESTIMATED = ("mp3", "aac", "ac3", "eac3", "amr")  # formats whose length is guessed from the rate of their first bytes
 MAX_RATE = 1_000_000
 
@@ -39,14 +40,19 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
 def check_whole(container: Container, runs: list[tuple[int, np.ndarray]], rate: int, stop: float) -> None:
     """Raises `MediaError` if sound is missing that the file says it has: it would be taken for silence.
 
-    Gaps in timestamps are gaps of the recording, but FLAC has none; and what a damaged file's reader skips has no time.
+    Gaps in timestamps are gaps of the recording, but not in formats that are written as they come: what a damaged
+    file's reader skips leaves them there.
     """
-    stream = container.audio
-    if len(runs) > 1 and container.input.format.name == "flac":
-        raise MediaError(f"{container.name}: damaged: some of its sound is missing")
-    if stream.duration is None or container.input.format.name in ESTIMATED:
+    form = container.input.format.name
+    if len(runs) > 1 and form in WITHOUT_GAPS:
+        end, next_begin = runs[0][0] + len(runs[0][1]), runs[1][0]
+        raise MediaError(
+            f"{container.name}: damaged: its sound from {end / rate:.2f} to {next_begin / rate:.2f} s is missing; if "
+            "it was recorded so, write it as .mkv"
+        )
+    stated = None if form in ESTIMATED else container.end_of(container.audio, of_all=False)
+    if stated is None:
         return
-    stated = container.begin_of(stream) + stream.duration * float(stream.time_base)
     found = max((at + len(samples) for at, samples in runs), default=0) / rate
     if min(stop, stated) - found > SHORT:
         raise MediaError(

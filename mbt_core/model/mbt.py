@@ -325,14 +325,14 @@ class MBT(nn.Module):
 
 
 def _checked_classes(classes: Any, head: HeadConfig, source: Path) -> dict[str, list[str]]:
-    """The names of classes of a saved model. Raises `DataError` unless each task with names has one for each output."""
+    """The names of classes of a saved model. Raises `DataError` unless a task has one for each output, or none."""
     if not isinstance(classes, dict):
         raise DataError(f"{source}: classes={classes!r}; expected task -> names of its classes")
     for task, names in classes.items():
         size = head.outputs.get(task)
         if size is None:
             raise DataError(f"{source}: classes of {task!r}, a task that the model has not ({', '.join(head.outputs)})")
-        if not isinstance(names, list) or len(names) != size or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or len(names) not in (0, size) or not all(isinstance(name, str) for name in names):
             came = f"{len(names)} names" if isinstance(names, list) else repr(names)
             raise DataError(f"{source}: classes of {task!r}: {came}; expected {size}, as its head has outputs")
     return classes

@@ -139,8 +139,8 @@ def test_predict(run, demo):
     lines = [line.rstrip() for line in text.splitlines()]
     assert lines[0] == f"{files[0]}  (rgb + audio)"
     best = found[0]["top"]["kind"][0]
-    score = f"{best['score']:.3f}"
-    assert f"  {best['label']:<15}   {score}   {'█' * round(20 * best['score'])}" in lines
+    score, width = f"{best['score']:.3f}", max(len(b["label"]) for b in found[0]["top"]["kind"])
+    assert f"  {best['label']:<{width}}   {score}   {'█' * round(20 * best['score'])}" in lines
 
 
 def test_predict_of_a_single_task_is_a_list(demo, tmp_path):

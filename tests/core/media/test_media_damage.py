@@ -106,6 +106,24 @@ def test_overwritten_video_is_an_error_and_not_a_grey_picture(folder, file):
         Clip(bytes(data), file).frames([0.0, 0.79])
 
 
+@pytest.mark.parametrize(
+    ("file", "codec"), [("a.ts", "aac"), ("a.mpg", "mp2"), ("a.ogg", "libopus"), ("a.mkv", "libopus")]
+)
+def test_sound_that_was_cut_out_is_an_error_and_not_silence(file, codec, tmp_path):
+    path = write_media(tmp_path / file, None, sine(4, 48000), rate=48000, audio_codec=codec)
+    with Clip(path) as clip:
+        assert np.abs(clip.waveform(0.2, 3.8, 16000)).reshape(-1, 320).max(1).min() > 0.1
+    data = path.read_bytes()
+    packet = 188  # of a transport stream
+    begin = len(data) // 3 // packet * packet
+    for length, filling in ((20 * packet, b""), (20 * packet, bytes(20 * packet)), (len(data) // 2, b"")):
+        damaged = data[:begin] + filling + data[begin + length :]
+        with pytest.raises(
+            MediaError, match=rf"{file}: .*(is missing|its sound ends at|cannot decode its audio|truncated: )"
+        ):
+            Clip(damaged, file).waveform(0.2, 3.8, 16000)
+
+
 def test_millions_of_empty_boxes_are_under_the_timeout():
     data = b"\0\0\0\x08free" * 4_000_000
     begun = time.monotonic()
