@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated
 
 import typer
@@ -23,7 +24,8 @@ def explain(
         ),
     ] = "contributions",
     label: Annotated[
-        str | None, typer.Option(help="What gradient explains. Default: the first answer.", show_default=False)
+        str | None,
+        typer.Option(help="What gradient explains. Default: the first answer, or first number.", show_default=False),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="The label's task. Default: the first one.", show_default=False)
@@ -43,6 +45,7 @@ def explain(
         raise ConfigError(f"--method: {unknown('method', method, METHODS)}")
     if (label or task) and method != "gradient":
         raise ConfigError("--label and --task choose what --method gradient explains")
+    _check(out)
     opened = load(run)
     found = []
     for e in explain_files(
@@ -69,3 +72,16 @@ def explain(
     failed = sum(e.prediction.error is not None for e in found)
     if failed:
         fail(f"{failed} of {len(found)} could not be explained", 1)
+
+
+def _check(out: Path) -> None:
+    """Finds before any work that a page cannot be written; nothing is left behind. Raises `ConfigError`."""
+    from mbt_core.errors import ConfigError
+
+    try:
+        if out.is_dir():
+            raise ConfigError(f"--out {out}: this is a folder; name a file in it, e.g. {out / 'report.html'}")
+        with TemporaryFile(dir=next(folder for folder in out.absolute().parents if folder.exists())):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}. Choose another place") from None

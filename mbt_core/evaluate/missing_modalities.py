@@ -119,11 +119,11 @@ def _replaced(whole: Evaluation, rest: Evaluation, lost: Tensor) -> Evaluation:
 
 
 def write_csv(path: Path, points: Sequence[Point]) -> None:
-    """A line a point: what `Point` says, and a column for each metric."""
-    names = list(points[0].metrics)
+    """A line a point: what `Point` says, and a column for each metric; empty where it has no value."""
+    names = list(dict.fromkeys(name for point in points for name in point.metrics))
     with path.open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file, lineterminator="\n")
         lines.writerow(["modality", "fraction", "examples", "lost", "absent", "kept", *names])
         for p in points:
             numbers = [p.fraction, p.examples, p.lost, p.absent, p.kept]
-            lines.writerow([p.modality, *numbers, *(p.metrics[name] for name in names)])
+            lines.writerow([p.modality, *numbers, *(p.metrics.get(name) for name in names)])

@@ -89,7 +89,8 @@ def explain_files(
         experiment: of the run: how data is read.
         device: where it computes.
         method: see `trace_attention`.
-        task, label: what ``gradient`` explains; by default the first task, and what the model says.
+        task, label: what ``gradient`` explains; by default the first task, and what the model says, or a regression's
+            first number.
         top: how many labels.
         fps: frames a second of folders of pictures and of arrays, see `find_files`.
 
@@ -125,13 +126,19 @@ def _class_of(model: MBT, task: str | None, label: str | None) -> tuple[str, int
     if task not in outputs:
         raise ConfigError(f"--task: {unknown('task', task, outputs)}")
     names = _names(model, task)
-    if label is not None and label not in names:
+    if label is None:  # no number of a regression is more of an answer than the others
+        return task, 0 if model.config.head.kind_of(task) == "regression" else None
+    if label not in names:
         raise ConfigError(f"--label: {unknown('label', label, names)}")
-    return task, None if label is None else names.index(label)
+    return task, names.index(label)
 
 
 def _names(model: MBT, task: str) -> list[str]:
-    return model.classes.get(task) or [f"class_{i}" for i in range(model.config.head.outputs[task])]
+    """Of a task's classes, or of the numbers of a regression: it alone, or ``size 1``, ``size 2`` ..."""
+    count = model.config.head.outputs[task]
+    if model.config.head.kind_of(task) == "regression":
+        return [task] if count == 1 else [f"{task} {i + 1}" for i in range(count)]
+    return model.classes.get(task) or [f"class_{i}" for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -184,9 +191,9 @@ class _Explainer:
 
     def _top(self, prediction: Prediction, name: str) -> dict[str, list[tuple[str, float]]]:
         logits = prediction.logits if name == FUSED else prediction.modality_logits[name]
-        head, classes = self.model.config.head, self.model.classes
+        head = self.model.config.head
         return {
-            task: best_labels(values[0].detach().float(), head.kind_of(task), classes.get(task), self.top)
+            task: best_labels(values[0].detach().float(), head.kind_of(task), _names(self.model, task), self.top)
             for task, values in by_task(logits).items()
         }
 

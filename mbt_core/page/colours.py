@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 PALETTE = {
@@ -36,7 +37,7 @@ def names_of(modalities: Iterable[str]) -> dict[str, str]:
 
 
 def themed(svg: str) -> str:
-    """A figure drawn in light values, with the page's variables for them."""
-    for name, (light, _) in PALETTE.items():
-        svg = svg.replace(light, f"var(--{name})")
-    return svg
+    """A figure drawn in light values, with the page's variables for them; text that it shows stays as it is."""
+    names = {light: f"var(--{name})" for name, (light, _) in PALETTE.items()}
+    colours = re.compile("|".join(names))
+    return re.sub("<[^>]*>", lambda tag: colours.sub(lambda found: names[found[0]], tag[0]), svg)

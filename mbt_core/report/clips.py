@@ -43,19 +43,17 @@ class Shown:
 
     Args:
         id: its name.
-        truth: task -> what it is.
+        truth: task -> the labels that are right, or the numbers.
         said: task -> (label, score) from the best down.
         alone: modality -> task -> what it says alone.
-        wrong: tasks whose answer is wrong.
         pictures: modality -> its input.
         errors: why something could not be drawn.
     """
 
     id: str
-    truth: dict[str, str]
+    truth: dict[str, list[str]]
     said: dict[str, list[tuple[str, float]]]
     alone: dict[str, dict[str, str]]
-    wrong: list[str]
     pictures: dict[str, Picture] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
@@ -97,22 +95,15 @@ def describe(predictions: Predictions, place: int) -> Shown:
         if source in found.logits and here[place]
     }
     truth = {task: _truth(head.kind_of(task), found.targets[task][place], classes.get(task, [])) for task in tasks}
-    fused = found.logits[FUSED]
-    wrong = [task for task in tasks if _wrong(head.kind_of(task), fused[task], found.targets[task], place)]
     said = {task: best(FUSED, task, 1 if head.kind_of(task) == "single" else TOP) for task in tasks}
-    return Shown(predictions.ids[place], truth, said, alone, wrong)
+    return Shown(predictions.ids[place], truth, said, alone)
 
 
-def _wrong(kind: TaskKind, logits_NC: Tensor, target: Tensor, place: int) -> bool:
-    one = slice(place, place + 1)
-    return kind != "regression" and bool(hardness(kind, logits_NC[one], target[one]) > 0)
-
-
-def _truth(kind: TaskKind, target: Tensor, names: Sequence[str]) -> str:
+def _truth(kind: TaskKind, target: Tensor, names: Sequence[str]) -> list[str]:
     if kind == "regression":
-        return ", ".join(f"{value:.4g}" for value in target.reshape(-1).tolist())
+        return [f"{value:.4g}" for value in target.reshape(-1).tolist()]
     places = [int(target)] if kind == "single" else target.nonzero()[:, 0].tolist()
-    return ", ".join(names[i] if i < len(names) else f"class_{i}" for i in places) or "none"
+    return [names[i] if i < len(names) else f"class_{i}" for i in places]
 
 
 def _text(kind: TaskKind, best: Sequence[tuple[str, float]]) -> list[str]:

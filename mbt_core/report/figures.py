@@ -94,8 +94,7 @@ def svg(figure: Figure, title: str) -> str:
     least = 0.75 * pixels if figure.get_figwidth() > WIDE else 0.0
     limits = f"min-width: {least:.0f}px; max-width: {1.12 * pixels:.0f}px"
     head = f'<svg role="img" aria-label="{escape(title, quote=True)}" style="{limits}"'
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"{head} {found[1]}>", text, count=1)
-    return themed(text)
+    return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"{head} {found[1]}>", themed(text), count=1)
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
@@ -240,9 +239,10 @@ def ranked(scores: Sequence[float], ylabel: str) -> Figure:
 
 
 def scatter(said_N: np.ndarray, true_N: np.ndarray, name: str) -> Figure:
-    """Numbers as the model says them against what they are."""
+    """Finite numbers as the model says them against what they are; there may be none."""
     with _figure(WIDTH * 0.9) as (figure, axes):
-        low, high = float(min(said_N.min(), true_N.min())), float(max(said_N.max(), true_N.max()))
+        both = [*said_N.tolist(), *true_N.tolist()] or [0.0]
+        low, high = min(both), max(both)
         room = 0.04 * (high - low) or 1.0
         axes.plot([low, high], [low, high], color=colour("z"), linewidth=1.2, dashes=(4, 3), zorder=1)
         opacity = min(0.8, max(0.15, 30 / max(1, len(true_N)) ** 0.5))

@@ -22,6 +22,8 @@ XLABEL = "share of the rows that lose it"
 def write_missing(folder: Path, head: HeadConfig) -> list[Path]:
     """Writes ``missing.csv``, ``missing.png`` and ``missing.svg`` beside the predictions of an evaluation.
 
+    Where no metric has a value at all points, there is nothing to draw: only the table is written.
+
     Args:
         folder: that has ``predictions.parquet``; see `mbt_core.evaluate.table.About`.
         head: of the run: tasks and their kinds.
@@ -34,8 +36,9 @@ def write_missing(folder: Path, head: HeadConfig) -> list[Path]:
         return []
     write_atomically(folder / f"{NAME}.csv", lambda path: write_csv(path, points))
     drawn = {metric: (_lines(points, metric), limits(metric)) for metric in _main(points, head)}
-    figures.save(figures.panels(drawn, XLABEL), folder, NAME)
-    return [folder / f"{NAME}.{kind}" for kind in ("csv", "png", "svg")]
+    if drawn:
+        figures.save(figures.panels(drawn, XLABEL), folder, NAME)
+    return [folder / f"{NAME}.{kind}" for kind in ("csv", "png", "svg") if drawn or kind == "csv"]
 
 
 def drawn_curves(about: About, head: HeadConfig) -> list[Drawn]:

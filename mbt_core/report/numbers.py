@@ -127,19 +127,24 @@ def hardness(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> Tensor:
     """[N]: how wrong each answer is, above 0 where it is wrong at all.
 
     ``single``: by how much the best logit is above the right one. ``multilabel``: the same for the right class with the
-    lowest logit against the best wrong one. ``regression``: largest error of the C numbers, in their deviations.
+    lowest logit against the best wrong one; 0 (a probability of half) stands in where no class is right, or none wrong.
+    ``regression``: largest error of the C numbers, in their deviations, or as it is where one does not vary.
+    What is no number is endlessly wrong.
     """
-    logits_NC = logits_NC.float()
+    return _hardness(kind, logits_NC.float(), target).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _hardness(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> Tensor:
     if kind == "single":
         return logits_NC.max(1).values - logits_NC.gather(1, target.long()[:, None])[:, 0]
     if kind == "multilabel":
         right_NC = target > 0.5
-        lowest_N = logits_NC.masked_fill(~right_NC, torch.inf).min(1).values
-        best_N = logits_NC.masked_fill(right_NC, -torch.inf).max(1).values
-        return (best_N - lowest_N).nan_to_num(posinf=0.0, neginf=0.0).clamp(min=0)
+        lowest_N = logits_NC.masked_fill(~right_NC, torch.inf).min(1).values.where(right_NC.any(1), 0)
+        best_N = logits_NC.masked_fill(right_NC, -torch.inf).max(1).values.where(~right_NC.all(1), 0)
+        return (best_N - lowest_N).clamp(min=0)
     target = target.float()
     deviation_C = target.std(0) if len(target) > 1 else torch.ones(target.shape[1])
-    return ((logits_NC - target).abs() / deviation_C.clamp(min=1e-12)).max(1).values
+    return ((logits_NC - target).abs() / deviation_C.where(deviation_C > 0, 1)).max(1).values
 
 
 def hardest(hard_N: Tensor, count: int) -> list[int]:

@@ -291,14 +291,20 @@ def _average_precisions(rows: Sequence[ClassRow], names: Sequence[str]) -> list[
 
 def _scatters(task: str, found: Evaluation) -> list[Drawn]:
     said_NC, true_NC = found.logits[FUSED][task], found.targets[task].float()
-    N, C = said_NC.shape
-    kept = torch.linspace(0, N - 1, min(N, DOTS)).round().long()
+    C = said_NC.shape[1]
     drawn = []
     for number in range(min(C, NUMBERS)):
         said, true = said_NC[:, number], true_NC[:, number]
+        finite = said.isfinite() & true.isfinite()
+        left_out = int((~finite).sum())
+        said, true = said[finite], true[finite]
+        kept = torch.linspace(0, len(said) - 1, min(len(said), DOTS)).round().long()
         name = task if C == 1 else f"{task} {number + 1}"
         off = float((said - true).abs().mean())
         caption = f"A point a clip; on the dashed line the model is right. On average it is off by {off:.3g}."
+        if left_out:
+            lost = f"{left_out:,} of {len(finite):,} have no point: inf or nan."
+            caption = f"{caption} {lost}" if len(said) else lost
         figure = figures.scatter(said[kept].numpy(), true[kept].numpy(), name)
         drawn.append(Drawn("Said against true" if C == 1 else name, figure, caption))
     return drawn

@@ -129,7 +129,7 @@ def render_report(contents: Contents) -> str:
         colours={n: f"var(--{c})" for n, c in names_of(modalities).items()} | {BOTTLENECKS: "var(--z)"},
         method=METHOD_TEXTS[DEFAULT],
         single=head.tasks is None,
-        regressions=[task for task in head.outputs if head.kind_of(task) == "regression"],
+        kinds={task: head.kind_of(task) for task in head.outputs},
         FUSED=FUSED,
         BOTTLENECKS=BOTTLENECKS,
         KEPT=KEPT,
@@ -155,5 +155,6 @@ def pictures(contents: Contents) -> Iterator[tuple[str, np.ndarray]]:
 
 def _title(clip: Shown) -> str:
     first = next(iter(clip.truth))
+    truth = ", ".join(clip.truth[first]) or "none"
     said = ", ".join(label for label, _ in clip.said[first])
-    return f"{figures.short(clip.id)}: it is {figures.short(clip.truth[first])}, the model says {figures.short(said)}"
+    return f"{figures.short(clip.id)}: it is {figures.short(truth)}, the model says {figures.short(said)}"

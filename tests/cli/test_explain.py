@@ -71,3 +71,14 @@ def test_wrong_use_is_found_before_any_work(tmp_path):
         call(tmp_path, "x", "--method", "roll")
     with pytest.raises(ConfigError, match="choose what --method gradient explains"):
         call(tmp_path, "x", "--label", "a")
+
+
+def test_a_page_that_cannot_be_written_is_found_before_any_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--out .*: cannot be written: Not a directory"):
+        call(tmp_path / "no run", "x", "--out", tmp_path / "file" / "new" / "x.html")
+    with pytest.raises(ConfigError, match="--out .*: this is a folder; name a file in it"):
+        call(tmp_path / "no run", "x", "--out", tmp_path)
+    with pytest.raises(ConfigError, match="no run"):
+        call(tmp_path / "no run", "x", "--out", tmp_path / "new" / "x.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -143,6 +143,19 @@ def test_gradient_explains_a_label(drawn, clip):
         explain(model, experiment, clip, method="gradient", task="labl")
 
 
+def test_gradient_explains_a_number_of_a_regression(drawn, clip):
+    model, experiment = make(head={"classes": 3, "task": "regression"})
+    model.classes = {}
+    (first,) = explain(model, experiment, clip, method="gradient")
+    (same,) = explain(model, experiment, clip, method="gradient", label="label 1")
+    (other,) = explain(model, experiment, clip, method="gradient", label="label 2")
+    assert first.label == "label 1"
+    assert [name for name, _ in first.prediction.top["label"]] == ["label 1", "label 2", "label 3"]
+    assert first.views[0].shares == same.views[0].shares != other.views[0].shares
+    with pytest.raises(ConfigError, match="--label: unknown label 'class_0'"):
+        explain(model, experiment, clip, method="gradient", label="class_0")
+
+
 def test_last_layer_alone(drawn, clip):
     (found,) = explain(*make(), clip, method="last")
     assert [layer for layer, _ in found.views[1].layers] == [2]

@@ -83,11 +83,22 @@ def test_the_hardest_and_the_surest():
     assert surest(logits, hard, 5) == [4, 2]  # one of each class
     assert surest(logits, hard, 1) == [4]
     hot = torch.tensor([[0.0, 1], [1, 1], [0, 0], [1, 0], [0, 1]])
-    assert hardness("multilabel", logits, hot).tolist() == [5, 0, 0, 1, 4]
+    assert hardness("multilabel", logits, hot).tolist() == [5, 0, 3, 1, 4]  # of [0, 3], none is right
     target = torch.tensor([[0.0], [1], [2], [3], [4]])
     deviation = float(target.std())
     found = hardness("regression", target + torch.tensor([[0.0], [-1], [0], [2], [0]]), target)
     assert found.tolist() == pytest.approx([0, 1 / deviation, 0, 2 / deviation, 0])
+
+
+def test_the_hardest_where_labels_or_numbers_do_not_vary():
+    logits = torch.tensor([[-2.0, -1], [-2, 4], [3, 2], [-3, 2]])
+    assert hardness("multilabel", logits[:2], torch.zeros(2, 2)).tolist() == [0, 4]
+    assert hardness("multilabel", logits[2:], torch.ones(2, 2)).tolist() == [0, 3]
+    target = torch.tensor([[0.0, 7], [10, 7], [20, 7]])
+    said = target + torch.tensor([[20.0, 0], [0, 0.5], [0, 0]])
+    assert hardest(hardness("regression", said, target), 3) == [0, 1]
+    said[2, 0] = math.nan
+    assert hardest(hardness("regression", said, target), 3) == [2, 0, 1]
 
 
 def test_curves_are_thinned_out():

@@ -1,10 +1,13 @@
 """The report of a run, made of what it left: what is on the page, what may go wrong, and how a browser shows it."""
 
+import html
 import json
 import re
 import warnings
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from mbt_core.data.source import open_manifest
 from mbt_core.errors import MBTWarning
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
 from mbt_core.evaluate.table import About, write_predictions
+from mbt_core.report.figures import bars, svg
 from mbt_core.report.write import gather, pictures, render_report, try_report
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import JsonLines
@@ -61,7 +65,9 @@ def make_run(folder, head, targets, logits, ids=None, about=None, failed=()):
         rows += [[name, f"{i}.npy", "test", *cells], [f"train{i}", f"{i}.npy", "train", *cells]]
     experiment.data.path = str(folder.parent / "data.csv")
     write_csv(folder.parent / "data.csv", [dict(zip(("id", "path", "split", *columns), r, strict=True)) for r in rows])
-    (folder.parent / "data.classes.json").write_text(json.dumps({t: names for t, names in classes.items() if names}))
+    named = {task: names for task, names in classes.items() if names}
+    if named:
+        (folder.parent / "data.classes.json").write_text(json.dumps(named))
     RunFolder(folder).start(experiment, f"mbt train --recipe {HOSTILE}")
     model = MBT(experiment.mbt_config())
     manifest = open_manifest(experiment.data, model.modalities, experiment.model.head)
@@ -219,6 +225,47 @@ def test_finished_work_is_never_lost(run, monkeypatch):
     with pytest.warns(MBTWarning, match="ZeroDivisionError.*mbt report"):
         assert try_report(run) is None
     assert not (run / "report.html").exists()
+
+
+def test_where_no_clip_could_be_read_the_page_says_so(run):
+    table = pyarrow.parquet.read_table(run / "predictions.parquet")
+    errors = pa.array(["it's <broken>"] * len(table), pa.string())
+    failed = table.set_column(table.column_names.index("error"), "error", errors)
+    pyarrow.parquet.write_table(failed.select(["id", "split", "group", "error"]), run / "predictions.parquet")
+    page = text_of(write_report(run).read_text(encoding="utf-8"))
+    assert "No clip could be read: there are no metrics." in page
+    assert "24 clips could not be read" in page
+
+
+def test_labels_are_right_or_wrong_each(tmp_path):
+    tags = torch.zeros(CLIPS, 3)
+    tags[:, 1] = 1
+    logits = torch.tensor([3.0, 2, -4]).repeat(CLIPS, 1)
+    run = make_run(tmp_path / "run", {"classes": 3, "task": "multilabel"}, {"label": tags}, {"label": logits})
+    page = write_report(run).read_text(encoding="utf-8")
+    verdict = page.split('<p class="verdict">')[1]
+    flagged = re.findall(r'<b class="(yes|no)">(.*?)</b>', html.unescape(verdict))
+    assert flagged == [("no", HOSTILE), ("yes", "b")]
+    assert "$\\frac{ <span" in verdict  # 2 %: the model does not say so
+
+
+def test_numbers_that_are_not_finite_have_no_point(tmp_path):
+    true = torch.arange(CLIPS).float()[:, None].repeat(1, 2)
+    said = true.clone()
+    said[:3, 0] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    said[:, 1] = torch.inf
+    head = {"classes": 2, "task": "regression"}
+    run = make_run(tmp_path / "run", head, {"label": true}, {"label": said})
+    page = text_of(write_report(run).read_text(encoding="utf-8"))
+    assert "off by 0. 3 of 24 have no point: inf or nan." in page
+    assert "24 of 24 have no point: inf or nan." in page
+
+
+def test_a_class_that_is_called_like_a_colour_keeps_its_name():
+    drawn = svg(bars([("#d55e00", 0.5), ("<b>#d55e00", 1.0)], "#d55e00"), "#d55e00")
+    assert text_of(drawn).count("#d55e00") == 3
+    assert 'aria-label="#d55e00"' in drawn
+    assert "var(--accent)" in drawn
 
 
 def test_several_tasks_have_a_section_each(tmp_path):
