@@ -8,7 +8,9 @@ from typing import Any
 
 from mbt_core.config import DEFAULT_TASK, Experiment
 from mbt_core.data.check import fit_modalities
+from mbt_core.data.labels import are_measures
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.splits import MIN_HELD_OUT, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import metric_names
 from mbt_core.modality import Modality
@@ -63,6 +65,24 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
             raise ConfigError(
                 f"model.head: {count} classes of task {task!r}, but {manifest.path} has {manifest.outputs[task]}"
             )
+
+
+def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
+    """What may not be meant, a line each: nothing is held out, or a quantity is taken for classes."""
+    found = []
+    share = experiment.data.val_fraction
+    if VAL not in manifest.splits and share:
+        found.append(
+            f"no val split: {share:g} of the {len(manifest.rows(TRAIN))} training rows would be fewer than {MIN_HELD_OUT}; "
+            "all are trained on, and the last weights are kept"
+        )
+    for task, names in manifest.classes.items():
+        if manifest.kinds[task] == "single" and are_measures(names):
+            found.append(
+                f"task {task!r}: {len(names)} classes that are numbers, e.g. {names[0]!r}; to predict numbers, set "
+                "model.head.task=" + ("regression" if task == DEFAULT_TASK else f"'{{{task}: regression}}'")
+            )
+    return found
 
 
 def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:

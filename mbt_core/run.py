@@ -37,7 +37,7 @@ from mbt_core.model import MBT
 from mbt_core.model.block import Block
 from mbt_core.plugins import registry
 from mbt_core.pretrained import InitReport, build_with_report
-from mbt_core.resolve import check_tasks, make_loggers, make_modalities, monitored, resolve, with_mean
+from mbt_core.resolve import check_tasks, doubts, make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
@@ -111,6 +111,7 @@ class Run:
         device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
         written: Callable[[Path], None] | None = None,
+        max_missing: float | None = None,
     ) -> tuple[str, dict[Subset, Evaluation]]:
         """Evaluates on a split, and writes ``predictions.parquet`` if all modalities are evaluated.
 
@@ -125,6 +126,7 @@ class Run:
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: called with (examples done, examples in all).
             written: called with the folder that has ``predictions.parquet`` now.
+            max_missing: share of the files that may be missing or unreadable; the run's ``data.max_missing`` by default.
 
         Returns:
             The split, and subset -> evaluation.
@@ -133,7 +135,7 @@ class Run:
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
         manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes)
         split = choose_split(manifest, split)
-        losses = check_missing(manifest, split, config.max_missing)
+        losses = check_missing(manifest, split, config.max_missing if max_missing is None else max_missing)
         model = self.model.to(fabric.device)
         found = evaluate_split(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
         whole = found.get(tuple(model.modalities))
@@ -187,6 +189,7 @@ class Run:
         views: int | None = None,
         device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
+        max_missing: float | None = None,
     ) -> Embedded:
         """Writes pooled embeddings of a manifest's rows; see `mbt_core.evaluate.embed.embed`.
 
@@ -197,6 +200,7 @@ class Run:
             views: windows per clip; the experiment's by default.
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: called with (rows done, rows in all).
+            max_missing: see `evaluate`.
         """
         out = Path(out)
         check_out(out, self.experiment.modalities)
@@ -204,7 +208,7 @@ class Run:
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
         head = self.model.config.head
         manifest = open_manifest(config, self.model.modalities, head, self.classes, labelled=data is None)
-        return embed(self.model, manifest, split, out, self.experiment, fabric, views, progress)
+        return embed(self.model, manifest, split, out, self.experiment, fabric, views, progress, max_missing)
 
 
 def load(path: str | Path) -> Run:
@@ -389,6 +393,8 @@ def _train(
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
     if team.is_first and not goes_on:
         start()
+        for text in doubts(experiment, manifest):
+            listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
     progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache, lower))
     trainer.load_best()

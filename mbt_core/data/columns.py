@@ -111,7 +111,11 @@ def encode(column: pa.LargeStringArray, keep_empty: bool = False) -> tuple[np.nd
 
 def check_ids(columns: Columns, path: Path, found: Sequence[str]) -> pa.LargeStringArray:
     if "id" not in columns:
-        raise DataError(f"{path}: no column 'id'.{nearest('id', found)} Columns found: {_listed(found)}")
+        raise DataError(
+            f"{path}: no column 'id', a name of its own for each row.{nearest('id', found)} "
+            f"Columns found: {_listed(found)}"
+            + ("; columns are parted by commas" if len(found) == 1 and ";" in found[0] else "")
+        )
     ids = columns["id"]
     empty = pc.equal(ids, "")
     if pc.any(empty).as_py():

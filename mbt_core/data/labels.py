@@ -99,6 +99,12 @@ def guess_kind(cells: Sequence[str]) -> TaskKind:
     return "multilabel" if any(SEPARATOR in cell for cell in cells) else "single"
 
 
+def are_measures(names: Sequence[str]) -> bool:
+    """Whether all names of classes are numbers and some have a fraction: rather a quantity than classes."""
+    numbers = [_numbers(name) for name in names]
+    return all(numbers) and any(number and not number[0].is_integer() for number in numbers)
+
+
 def split_cell(cell: str, kind: TaskKind) -> list[str]:
     """The labels of a cell; ``;`` alone is none of the classes."""
     if kind == "single":
@@ -152,6 +158,8 @@ def parse_labels(
         for name in split_cell(cell, kind):
             if name not in index_of:
                 hint = nearest(name, names)
+                if kind == "single" and are_measures([name, *names]):
+                    hint = " For numbers to predict, not names of classes, set model.head.task=regression."
                 raise fail(index, f"{name!r} is no class of task {task!r}.{hint} Its {len(names)} classes are {origin}")
             owner.append(index)
             member.append(index_of[name])

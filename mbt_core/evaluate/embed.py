@@ -77,6 +77,7 @@ def embed(
     fabric: Fabric,
     views: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    max_missing: float | None = None,
 ) -> Embedded:
     """Writes the embeddings of a manifest's rows.
 
@@ -92,16 +93,17 @@ def embed(
         fabric: device and precision.
         views: windows per clip; the experiment's by default.
         progress: called with (rows done, rows in all).
+        max_missing: share of the files that may be missing or unreadable; the experiment's by default.
 
     Raises:
         ConfigError: for a file of another kind, or an unknown split.
-        DataError: if more than ``data.max_missing`` of the files are missing or unreadable.
+        DataError: if more than `max_missing` of the files are missing or unreadable.
     """
     check_out(out, model.modalities)
     if split is None:
         manifest, split = replace(manifest, splits={ALL: np.arange(len(manifest))}), ALL
     split = choose_split(manifest, split)
-    losses = check_missing(manifest, split, experiment.data.max_missing)
+    losses = check_missing(manifest, split, experiment.data.max_missing if max_missing is None else max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or 32) // views))

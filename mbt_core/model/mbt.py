@@ -332,8 +332,9 @@ def _checked_classes(classes: Any, head: HeadConfig, source: Path) -> dict[str, 
         size = head.outputs.get(task)
         if size is None:
             raise DataError(f"{source}: classes of {task!r}, a task that the model has not ({', '.join(head.outputs)})")
-        if not isinstance(names, list) or len(names) not in (0, size) or not all(isinstance(name, str) for name in names):
-            came = f"{len(names)} names" if isinstance(names, list) else repr(names)
+        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not listed or len(names) not in (0, size):
+            came = f"{len(names)} names" if listed else repr(names)
             raise DataError(f"{source}: classes of {task!r}: {came}; expected {size}, as its head has outputs")
     return classes
 

@@ -112,13 +112,20 @@ def facts(left: Left) -> list[tuple[str, str]]:
         ),
         "training": f"{train.optimizer}, learning rate {train.lr:g}, batch {train.batch_size}, seed {train.seed}",
         **_progress(left.log),
-        **dict(zip(("", "started", "versions", "commit"), map(_value, left.notes), strict=False)),
+        **_origin(left.notes),
     }
-    return [(key, value) for key, value in found.items() if key and value]
+    return [(key, value) for key, value in found.items() if value]
 
 
-def _value(line: str) -> str:
-    return line.removeprefix("started ").removeprefix("commit ")
+def _origin(notes: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for note in notes[1:]:
+        kind, _, rest = note.partition(" ")
+        if kind in ("started", "commit"):
+            found[kind] = rest
+        elif kind == "mbt-fusion":
+            found["versions"] = note
+    return found
 
 
 def _progress(log: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -18,6 +18,8 @@ from mbt_core.errors import MBTWarning
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
 from mbt_core.evaluate.table import About, write_predictions
 from mbt_core.report.figures import bars, svg
+from mbt_core.report.left import open_left
+from mbt_core.report.sections import facts
 from mbt_core.report.write import gather, pictures, render_report, try_report
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import JsonLines
@@ -225,6 +227,17 @@ def test_finished_work_is_never_lost(run, monkeypatch):
     with pytest.warns(MBTWarning, match="ZeroDivisionError.*mbt report"):
         assert try_report(run) is None
     assert not (run / "report.html").exists()
+
+
+def test_where_a_run_comes_from(run):
+    """Each line of the configuration's head by what it says, whichever there are."""
+    left = open_left(run)
+    left.notes[1:] = ["started today", "mbt-fusion 1, torch 2", "data 0123", "filled from the data: a"]
+    found = dict(facts(left))
+    assert (found["started"], found["versions"]) == ("today", "mbt-fusion 1, torch 2")
+    assert "commit" not in found
+    left.notes.insert(3, "commit abc")
+    assert dict(facts(left))["commit"] == "abc"
 
 
 def test_where_no_clip_could_be_read_the_page_says_so(run):
