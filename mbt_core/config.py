@@ -343,7 +343,7 @@ class TrainConfig(StrictModel):
     clip_grad: float | None = Field(None, gt=0)
     """Largest global gradient norm."""
     precision: Literal["32", "bf16"] = "32"
-    """Of the forward and backward pass; weights stay in fp32."""
+    """Of the forward and backward pass but for the classifiers, whose logits are ranked; weights stay in fp32."""
     mixup: float = Field(0.0, ge=0)
     """Alpha of mixup's Beta distribution (paper 0.3, released models 0.5); 0: off."""
     mixup_per_modality: bool = False
@@ -368,7 +368,8 @@ class TrainConfig(StrictModel):
     eval_every: int | Auto = "auto"
     """Steps between evaluations on val; ``auto``: an epoch, at most 20 in a run."""
     monitor: str | Auto = "auto"
-    """Metric that chooses the best weights; ``auto``: mAP or top1, mean over tasks."""
+    """Metric that chooses the best weights, of equal ones those with the lower loss; ``auto``: mAP or top1, mean over
+    tasks."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without improvement after which training stops."""
     save_every: float = Field(60.0, gt=0)

@@ -8,9 +8,9 @@ from typing import Any
 
 from mbt_core.config import DEFAULT_TASK, Experiment
 from mbt_core.data.check import fit_modalities
-from mbt_core.data.labels import are_measures
+from mbt_core.data.labels import are_measures, as_regression
 from mbt_core.data.manifest import Manifest
-from mbt_core.data.splits import MIN_HELD_OUT, TRAIN, VAL
+from mbt_core.data.splits import MIN_HELD_OUT, TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import metric_names
 from mbt_core.modality import Modality
@@ -68,19 +68,23 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
 
 
 def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
-    """What may not be meant, a line each: nothing is held out, or a quantity is taken for classes."""
-    found = []
+    """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes."""
+    others = [repr(split) for split in manifest.splits if split not in (TRAIN, VAL, TEST)]
+    unused = f"rows of other splits ({', '.join(others)}) are not used; those of {TRAIN}, {VAL} and {TEST} are"
+    found = [unused] if others else []
     share = experiment.data.val_fraction
     if VAL not in manifest.splits and share:
         found.append(
-            f"no val split: {share:g} of the {len(manifest.rows(TRAIN))} training rows would be fewer than {MIN_HELD_OUT}; "
-            "all are trained on, and the last weights are kept"
+            f"no val split: {share:g} of the {len(manifest.rows(TRAIN))} training rows would be fewer than "
+            f"{MIN_HELD_OUT}; all are trained on, and the last weights are kept"
         )
     for task, names in manifest.classes.items():
+        if manifest.kinds[task] == "single" and len(names) == 1:
+            found.append(f"task {task!r} has one class, {names[0]!r}: there is nothing to tell apart")
         if manifest.kinds[task] == "single" and are_measures(names):
             found.append(
                 f"task {task!r}: {len(names)} classes that are numbers, e.g. {names[0]!r}; to predict numbers, set "
-                "model.head.task=" + ("regression" if task == DEFAULT_TASK else f"'{{{task}: regression}}'")
+                + as_regression(task)
             )
     return found
 

@@ -29,7 +29,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
-from mbt_core.evaluate.predict import FilePrediction, predict_files
+from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
 from mbt_core.hub import upload
@@ -126,7 +126,7 @@ class Run:
             device: ``auto``, ``cpu``, ``cuda``, ``mps``.
             progress: called with (examples done, examples in all).
             written: called with the folder that has ``predictions.parquet`` now.
-            max_missing: share of the files that may be missing or unreadable; the run's ``data.max_missing`` by default.
+            max_missing: share of files that may be missing or unreadable; the run's ``data.max_missing`` by default.
 
         Returns:
             The split, and subset -> evaluation.
@@ -180,6 +180,33 @@ class Run:
         return predict_files(
             self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered, fps=fps
         )
+
+    def predict_rows(
+        self,
+        data: str | Path,
+        split: str | None = None,
+        top: int = 5,
+        device: str = "auto",
+        answered: Container[tuple[str, float | None]] = (),
+        max_missing: float | None = None,
+    ) -> Iterator[FilePrediction]:
+        """As `predict_stream`, of the rows of a manifest, with or without labels; `file` is a row's id.
+
+        Args:
+            data: the manifest.
+            split: whose rows; all by default.
+            top: how many labels.
+            device: ``auto``, ``cpu``, ``cuda``, ``mps``.
+            answered: (id, None) of what is left out.
+            max_missing: share of the named files that may be missing; the run's ``data.max_missing`` by default.
+        """
+        fabric = Hardware(device).fabric(self.experiment.train.precision)
+        config = other_data(self.experiment.data, data)
+        manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes, labelled=False)
+        manifest, split = (manifest, choose_split(manifest, split)) if split else manifest.as_one()
+        check_missing(manifest, split, config.max_missing if max_missing is None else max_missing)
+        rows = manifest.rows(split)
+        return predict_rows(self.model, manifest, rows, self.experiment, fabric=fabric, top=top, answered=answered)
 
     def embed(
         self,
@@ -303,6 +330,8 @@ def _prepare(
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
+        if TEST in used:  # before training, not after it
+            manifest.require_labels(TEST)
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
         require_modalities(manifest, modalities, experiment.data.timeout)
         resolved = resolve(experiment, manifest) if fresh else experiment

@@ -67,7 +67,7 @@ def pack(
     ],
     modalities: ModalitiesOption = None,
     fps: Annotated[float, typer.Option(help="Most frames a second; videos with fewer keep all.")] = 25.0,
-    short_side: Annotated[int, typer.Option(help="Shorter side of the frames in pixels.")] = 256,
+    short_side: Annotated[int, typer.Option(help="Shorter side of larger frames in pixels.")] = 256,
     quality: Annotated[int, typer.Option(help="Of the JPEGs, 1 to 100.")] = 85,
     window: Annotated[float, typer.Option(help="Seconds of the longest window that will be read.")] = 8.0,
     shard_size: Annotated[int, typer.Option(help="Rows of a shard.")] = 256,
@@ -203,13 +203,20 @@ def default_modalities(data: str) -> str | None:
 
 
 def _show(report: dict[str, Any]) -> None:
-    columns = ["split", "rows", "modality", "present", "missing", "unreadable", "seconds", "sizes", "rates"]
-    rows = []
+    states = ("present", "absent", "missing", "unreadable")
+    rows, bad = [], 0
+    problems: dict[str, None] = {}
     for split, found in report["splits"].items():
         for number, (name, m) in enumerate(found["modalities"].items()):
             head = [split, str(found["rows"])] if number == 0 else ["", ""]
-            rows.append([*head, name, *(str(m[key]) for key in ("present", "missing", "unreadable")), *_media(m)])
-    show(table(columns, rows))
+            rows.append([*head, name, *(str(m[key]) for key in states), *_media(m)])
+            problems |= dict.fromkeys(m["problems"])
+            bad += m["missing"] + m["unreadable"]
+    show(table(["split", "rows", "modality", *states, "seconds", "sizes", "rates"], rows))
+    for problem in problems:
+        note(problem)
+    if bad > sum(len(m["problems"]) for found in report["splits"].values() for m in found["modalities"].values()):
+        note("... and more: of each split and modality the first are shown")
     for task, count in report["classes"].items():
         note(f"{task}: {count} classes")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mbt_cli.options import DeviceOption
+from mbt_cli.options import DeviceOption, MaxMissingOption
 from mbt_cli.output import note, show
 
 
@@ -26,11 +26,12 @@ def embed(
     split: Annotated[str | None, typer.Option(help="Default: all rows.", show_default=False)] = None,
     views: Annotated[int | None, typer.Option(help="Windows per clip, averaged.", min=1, show_default=False)] = None,
     device: DeviceOption = "auto",
+    max_missing: MaxMissingOption = None,
 ) -> None:
     """Write pooled embeddings of a data set, fused and of each modality."""
     from mbt_core.run import load
 
-    report = load(run).embed(out, data, split, views, device)
+    report = load(run).embed(out, data, split, views, device, None, max_missing)
     show(f"{out}: {report.rows} rows, {report.width} numbers each")
     if report.failed:
         examples = "".join(f"\n  {name}: {message}" for name, message in list(report.failed.items())[:3])

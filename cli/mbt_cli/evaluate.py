@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.options import DeviceOption, JsonOption
+from mbt_cli.options import DeviceOption, JsonOption, MaxMissingOption
 from mbt_cli.output import metrics_table, note, print_json, show, table
 from mbt_cli.report import leave_report
 
@@ -29,6 +29,7 @@ def evaluate(
     missing: Annotated[
         bool, typer.Option("--missing", help="Metrics as ever more rows lose a modality; in missing.csv, .png, .svg.")
     ] = False,
+    max_missing: MaxMissingOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +53,7 @@ def evaluate(
         leave_report(folder)
 
     wanted = all_subsets(names) if subsets else curves
-    chosen, found = opened.evaluate(data, split, views, wanted, device, written=leave)
+    chosen, found = opened.evaluate(data, split, views, wanted, device, None, leave, max_missing)
     whole = found[names]
     metrics = whole.metrics()
     by_subset = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()} if subsets else {}

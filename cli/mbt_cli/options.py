@@ -24,6 +24,15 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+MaxMissingOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the named files that may be missing or unreadable; the run's data.max_missing by default.",
+        min=0,
+        max=1,
+        show_default=False,
+    ),
+]
 FpsOption = Annotated[
     float | None,
     typer.Option(

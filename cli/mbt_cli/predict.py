@@ -7,17 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.options import DeviceOption, FpsOption, JsonOption
+from mbt_cli.options import DeviceOption, FpsOption, JsonOption, MaxMissingOption
 from mbt_cli.output import fail, note, print_json, show, table
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Iterator
+
     from mbt_core.config import HeadConfig
     from mbt_core.evaluate.predict import FilePrediction
 
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
-    files: Annotated[list[Path], typer.Argument(help="Media files or folders of them.", show_default=False)],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Media files or folders of them.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="In place of files: a manifest, labels or not; answers tell the id.", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of --data; all rows by default.", show_default=False)] = None,
     top: Annotated[int, typer.Option(help="How many labels.", min=1)] = 5,
     every: Annotated[
         float | None,
@@ -30,10 +39,11 @@ def predict(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out: leave out what it answers.")] = False,
     fps: FpsOption = None,
+    max_missing: MaxMissingOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Classify media files with whatever modalities each has; exits with 1 if some could not be."""
+    """Classify media files, or rows of a manifest, with whatever modalities each has; exits with 1 if some fail."""
     from mbt_core.errors import ConfigError
     from mbt_core.run import load
 
@@ -41,14 +51,28 @@ def predict(
         raise ConfigError("--resume goes on with the answers of --out FILE; give it")
     if out is not None and as_json:
         raise ConfigError("--json is for the answers on stdout; leave out --out, or --json")
+    if (data is None) == (not files):
+        raise ConfigError("expected files or folders, or --data MANIFEST" + (", not both" if files else ""))
+    given = {"--every": every, "--fps": fps} if data is not None else {"--split": split, "--max-missing": max_missing}
+    for option, value in given.items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} is {'not for' if data is not None else 'for'} the rows of --data; leave it out"
+            )
     opened = load(run)
+
+    def answer(answered: Container[tuple[str, float | None]]) -> Iterator[FilePrediction]:
+        if data is not None:
+            return opened.predict_rows(data, split, top, device, answered, max_missing)
+        return opened.predict_stream(files or (), top, every, device, answered, fps)
+
     if out is not None:
         from mbt_core.evaluate.answers import Answers
 
         done = failed = 0
         answers = Answers(out, opened.model.config.head, top, resume)
         # wrong usage ends here, before the file is made
-        stream = opened.predict_stream(files, top, every, device, answers, fps)
+        stream = answer(answers)
         with answers:
             for prediction in stream:
                 answers.add(prediction)
@@ -60,7 +84,7 @@ def predict(
         _end(failed, done)
         return
     found, failed = [], 0
-    for prediction in opened.predict_stream(files, top, every, device, fps=fps):
+    for prediction in answer(()):
         failed += prediction.error is not None
         found.append(prediction.as_json())
         if not as_json:

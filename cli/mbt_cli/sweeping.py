@@ -79,8 +79,15 @@ def run_sweep(
 
     Exits with 1 if a cell failed, as an interrupted run if it was.
     """
+    from mbt_core.errors import ConfigError
     from mbt_core.training.folder import command_line
+    from mbt_core.training.launch import place
 
+    if place().world > 1:
+        raise ConfigError(
+            "a sweep trains cell by cell, each in one process; a launcher has started several that belong together: "
+            "start it without, as often as you like at a time, or give the launcher a command that --dry-run prints"
+        )
     if dry_run:
         commands = sweep.commands()
         if as_json:

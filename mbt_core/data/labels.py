@@ -105,6 +105,11 @@ def are_measures(names: Sequence[str]) -> bool:
     return all(numbers) and any(number and not number[0].is_integer() for number in numbers)
 
 
+def as_regression(task: str) -> str:
+    """The setting that makes a task a regression."""
+    return "model.head.task=regression" if task == DEFAULT_TASK else f"'model.head.task={{{task}: regression}}'"
+
+
 def split_cell(cell: str, kind: TaskKind) -> list[str]:
     """The labels of a cell; ``;`` alone is none of the classes."""
     if kind == "single":
@@ -159,7 +164,7 @@ def parse_labels(
             if name not in index_of:
                 hint = nearest(name, names)
                 if kind == "single" and are_measures([name, *names]):
-                    hint = " For numbers to predict, not names of classes, set model.head.task=regression."
+                    hint = f" For numbers to predict, not names of classes, set {as_regression(task)}."
                 raise fail(index, f"{name!r} is no class of task {task!r}.{hint} Its {len(names)} classes are {origin}")
             owner.append(index)
             member.append(index_of[name])

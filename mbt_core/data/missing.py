@@ -59,7 +59,7 @@ class Losses:
                 + f", more than the {self.max_missing:.2%} that data.max_missing allows:\n  "
                 + "\n  ".join(shown[:3])
                 + "\nCheck data.root, empty the cells of files that you do not have, or raise data.max_missing "
-                "(mbt eval, mbt embed: --max-missing)"
+                "(mbt eval, predict, embed: --max-missing)"
             )
 
 

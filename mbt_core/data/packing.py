@@ -122,7 +122,7 @@ def pack(
         config: root and confinement.
         out: folder of the shards.
         fps: frames a second, of videos that have more; of others all frames are kept.
-        short_side: length in pixels to which the frames' shorter side is scaled.
+        short_side: length in pixels to which the frames' shorter side is scaled down.
         quality: of the JPEGs.
         window: seconds of the longest window that will be read: so much is kept of shorter spans, too.
         shard_size: rows of a shard.
@@ -401,11 +401,11 @@ def key_of(row: int) -> str:
 
 
 def packed_frames(clip: Clip, start: float, stop: float, packing: Packing) -> Iterator[tuple[float, bytes]]:
-    """(second from which it is shown, JPEG) of the frames shown from `start` to `stop`.
+    """(second from which it is shown, JPEG) of the frames shown from `start` to `stop`, never enlarged.
 
     Of a video with more than `packing.fps` frames a second those shown at multiples of 1 / fps, of others all.
     """
-    rate, side = clip.frame_rate, packing.short_side
+    rate, side = clip.frame_rate, min(packing.short_side, *clip.frames([start]).shape[1:3])
     end = clip.duration_of(Reads.FRAMES)
     if end is None:  # a still
         yield 0.0, encode_jpeg(clip.frames([0.0], side)[0], packing.quality)

@@ -40,7 +40,7 @@ class Packing:
         digest: of all cells of the manifest, and of its file of classes.
         reads: modality -> what it reads.
         fps: most frames a second.
-        short_side: of the frames, in pixels.
+        short_side: of the frames, in pixels; smaller ones keep theirs.
         quality: of the JPEGs, 1 to 100.
         window: seconds kept from the start of each row's span, also past its end.
         shard_size: rows of a shard.

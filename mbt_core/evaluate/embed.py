@@ -6,7 +6,7 @@ Shapes: V views of a batch, R rows of it, N rows in all, D width of an embedding
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -30,7 +30,6 @@ from mbt_core.evaluate.evaluator import forward
 from mbt_core.files import write_atomically
 from mbt_core.model import MBT
 
-ALL = "all"
 FUSED, IDS = "fused", "ids"
 SUFFIXES = (".parquet", ".npy", ".npz")
 ROW_GROUP = 4096
@@ -100,9 +99,7 @@ def embed(
         DataError: if more than `max_missing` of the files are missing or unreadable.
     """
     check_out(out, model.modalities)
-    if split is None:
-        manifest, split = replace(manifest, splits={ALL: np.arange(len(manifest))}), ALL
-    split = choose_split(manifest, split)
+    manifest, split = (manifest, choose_split(manifest, split)) if split else manifest.as_one()
     losses = check_missing(manifest, split, experiment.data.max_missing if max_missing is None else max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)

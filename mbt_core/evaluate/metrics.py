@@ -11,12 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.regression import mean_absolute_error
 
 from mbt_core.config import TaskKind
 
-TIE = 1e-12
-"""Difference of log probabilities that is rounding."""
+TOP = 5
+"""Places that are ranked."""
 
 
 def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str, float]:
@@ -32,11 +31,11 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
         return {}
     if kind == "single":
         top = {"top1": 1, "top5": 5} if logits_NC.shape[1] > 5 else {"top1": 1}
-        hits_NK = logits_NC.topk(max(top.values()), 1).indices == target[:, None]
+        hits_NK = _best(logits_NC) == target[:, None]
         return {name: float(hits_NK[:, :k].any(1).float().mean()) for name, k in top.items()}
     if kind == "multilabel":
         return {"mAP": float(average_precision(logits_NC, target).nanmean())}
-    metrics = {"mae": float(mean_absolute_error(logits_NC.contiguous(), target.float().contiguous()))}
+    metrics = {"mae": float((logits_NC - target).abs().float().mean())}
     varies_C = target.amax(0) > target.amin(0)
     if varies_C.any():
         values, numbers = logits_NC[:, varies_C].double(), target[:, varies_C].double()
@@ -68,16 +67,22 @@ def joint_metrics(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[s
     """
     if not len(targets[0]):
         return {}
-    log_p = [values.double().log_softmax(1) for values in logits]
-    own_N = torch.stack([p.gather(1, y.long()[:, None])[:, 0] for p, y in zip(log_p, targets, strict=True)]).sum(0)
-    # the five best combinations are made of the five best of each task
-    best_NK = torch.zeros(len(own_N), 1, dtype=torch.float64, device=own_N.device)
-    for p in log_p:
-        sums = best_NK[:, :, None] + p.topk(min(5, p.shape[1]), 1).values[:, None]
-        best_NK = sums.flatten(1).topk(min(5, sums[0].numel()), 1).values
-    better_N = (best_NK > own_N[:, None] + TIE).sum(1)
-    combinations = math.prod(p.shape[1] for p in log_p)
-    return {f"top{k}": float((better_N < k).double().mean()) for k in (1, 5) if k == 1 or combinations > k}
+    # the five best combinations are made of the five best of each task; among equals, the best of each come first
+    sums_NK = torch.zeros(len(targets[0]), 1, dtype=torch.float64, device=targets[0].device)
+    hits_NK = torch.ones_like(sums_NK, dtype=torch.bool)
+    for values, target in zip(logits, targets, strict=True):
+        places = _best(values)
+        log_p = values.double().log_softmax(1).gather(1, places)
+        sums, order = (sums_NK[:, :, None] + log_p[:, None]).flatten(1).sort(stable=True, dim=1, descending=True)
+        hits = (hits_NK[:, :, None] & (places == target[:, None])[:, None]).flatten(1).gather(1, order)
+        sums_NK, hits_NK = sums[:, :TOP], hits[:, :TOP]
+    combinations = math.prod(values.shape[1] for values in logits)
+    return {f"top{k}": float(hits_NK[:, :k].any(1).double().mean()) for k in (1, TOP) if k == 1 or combinations > k}
+
+
+def _best(logits_NC: Tensor) -> Tensor:
+    """The classes of the highest logits, at most `TOP`; of equal ones always the same come first."""
+    return logits_NC.topk(min(TOP, logits_NC.shape[1]), 1).indices
 
 
 def average_precision(logits_NC: Tensor, target_NC: Tensor) -> Tensor:

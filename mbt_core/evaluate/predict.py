@@ -13,11 +13,11 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
-from lightning_fabric import Fabric
 from torch.utils.data import Sampler
 
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
@@ -26,6 +26,7 @@ from mbt_core.data.columns import RATE
 from mbt_core.data.dataset import ClipDataset, Draw, Example
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
 from mbt_core.media import Clip
@@ -34,6 +35,9 @@ from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality
 from mbt_core.model import MBT
 from mbt_core.model.loss import by_task
+
+if TYPE_CHECKING:  # it takes a second to import, and reading processes do not need it
+    from lightning_fabric import Fabric
 
 Segment = tuple[str, float | None, float | None]
 """A file, and the start and end of a window of it in seconds."""
@@ -263,15 +267,56 @@ def _classified(
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
-        with fabric.autocast():
-            logits = by_task(forward(model, preprocess, batch.to(fabric.device)).logits)
-        results = answers_of(batch, {task: values.float().cpu() for task, values in logits.items()}, model, top,
-                           experiment.evaluate.average)  # fmt: skip
+        results = _answers(batch, model, preprocess, fabric, top, experiment)
         for row in stream.take(len(batch) // views):
             yield row if isinstance(row, FilePrediction) else _placed(next(results), row, windows)
     for row in stream.take(0):
         assert isinstance(row, FilePrediction)
         yield row
+
+
+def _answers(
+    batch: Batch, model: MBT, preprocess: torch.nn.Module, fabric: Fabric, top: int, experiment: Experiment
+) -> Iterator[FilePrediction]:
+    with fabric.autocast():
+        logits = by_task(forward(model, preprocess, batch.to(fabric.device)).logits)
+    whole = {task: values.float().cpu() for task, values in logits.items()}
+    return answers_of(batch, whole, model, top, experiment.evaluate.average)
+
+
+@torch.inference_mode()
+def predict_rows(
+    model: MBT,
+    manifest: Manifest,
+    rows: np.ndarray,
+    experiment: Experiment,
+    *,
+    fabric: Fabric,
+    top: int = 5,
+    answered: Container[tuple[str, float | None]] = (),
+) -> Iterator[FilePrediction]:
+    """Classifies rows of a manifest, whose modalities may lie in files of their own; `file` is the row's id.
+
+    Args:
+        model: in evaluation mode; moved to the device.
+        manifest: read for the model's modalities; labels are not needed.
+        rows: of the manifest, int [N].
+        experiment: of the run: data, views, batch size.
+        fabric: device and precision.
+        top: how many labels.
+        answered: (id, None) of what is left out.
+    """
+    views = experiment.evaluate.views
+    rows = np.array([row for row in rows.tolist() if (manifest.row(row).id, None) not in answered], np.int64)
+    dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
+    sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    loader = make_loader(dataset, sampler, experiment.data.workers if len(rows) > FEW else 0, fabric.device)
+    model.to(fabric.device).eval()
+    preprocess = Preprocess(model.modalities).to(fabric.device)
+    for batch in loader:
+        found = _answers(batch, model, preprocess, fabric, top, experiment)
+        for row, prediction in zip(dict.fromkeys(batch.index.tolist()), found, strict=True):
+            yield replace(prediction, file=manifest.row(row).id)
 
 
 def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: float | None = None) -> Manifest:
@@ -357,7 +402,7 @@ def answers_of(
             kind = head.kind_of(task)
             there, back = scales(kind, average)
             mean = back(there(values[mine]).mean(0, keepdim=True))[0]
-            best[task] = best_labels(mean, kind, model.classes.get(task), top)
+            best[task] = best_labels(mean, kind, model.output_names(task), top)
         if all(math.isfinite(score) for labels in best.values() for _, score in labels):
             yield FilePrediction("", names, best)
         else:

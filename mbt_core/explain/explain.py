@@ -125,20 +125,12 @@ def _class_of(model: MBT, task: str | None, label: str | None) -> tuple[str, int
     task = next(iter(outputs)) if task is None else task
     if task not in outputs:
         raise ConfigError(f"--task: {unknown('task', task, outputs)}")
-    names = _names(model, task)
+    names = model.output_names(task)
     if label is None:  # no number of a regression is more of an answer than the others
         return task, 0 if model.config.head.kind_of(task) == "regression" else None
     if label not in names:
         raise ConfigError(f"--label: {unknown('label', label, names)}")
     return task, names.index(label)
-
-
-def _names(model: MBT, task: str) -> list[str]:
-    """Of a task's classes, or of the numbers of a regression: it alone, or ``size 1``, ``size 2`` ..."""
-    count = model.config.head.outputs[task]
-    if model.config.head.kind_of(task) == "regression":
-        return [task] if count == 1 else [f"{task} {i + 1}" for i in range(count)]
-    return model.classes.get(task) or [f"class_{i}" for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -183,7 +175,7 @@ class _Explainer:
         names = relevance.predictions if len(relevance.predictions) == 1 else (FUSED, *relevance.predictions)
         return Explanation(
             FilePrediction(file, list(inputs), self._top(prediction, FUSED)),
-            _names(model, self.task)[index] if self.method == "gradient" else None,
+            model.output_names(self.task)[index] if self.method == "gradient" else None,
             {name: model.modalities[name].draw(example.samples[name], None) for name in inputs},
             [self._view(name, example, prediction, relevance) for name in names],
             {name: model.modalities[name].seconds for name in inputs},
@@ -193,7 +185,7 @@ class _Explainer:
         logits = prediction.logits if name == FUSED else prediction.modality_logits[name]
         head = self.model.config.head
         return {
-            task: best_labels(values[0].detach().float(), head.kind_of(task), _names(self.model, task), self.top)
+            task: best_labels(values[0].detach().float(), head.kind_of(task), self.model.output_names(task), self.top)
             for task, values in by_task(logits).items()
         }
 

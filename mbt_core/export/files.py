@@ -225,7 +225,7 @@ def describe(graph: Graph, to: Format, experiment: Experiment | None) -> dict[st
             task: {
                 "kind": head.kind_of(task),
                 "scores": SCORES[head.kind_of(task)],
-                "classes": model.classes.get(task) or [f"class_{i}" for i in range(count)],
+                "classes": model.output_names(task),
             }
             for task, count in head.outputs.items()
         },

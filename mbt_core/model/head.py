@@ -5,7 +5,8 @@ Shapes: B batch, N tokens of a stream with its prefix, P prefix, D width, C clas
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,10 @@ class Head(nn.Module):
         return self.representations[key](x_BD).tanh() if key in self.representations else x_BD
 
     def _classify(self, key: str, x_BR: Tensor) -> dict[str, Tensor]:
-        return {task: layer(x_BR) for task, layer in self.classifiers[key].items()}  # type: ignore[operator]
+        # never in bf16: of logits rounded to 8 bits many are equal, and metrics that rank them lose
+        layers: Any = self.classifiers[key]
+        with nullcontext() if x_BR.is_meta else torch.autocast(x_BR.device.type, enabled=False):
+            return {task: layer(x_BR.to(layer.weight.dtype)) for task, layer in layers.items()}
 
 
 def average(by_name: dict[str, Tensor], present: Presence) -> Tensor:

@@ -259,6 +259,16 @@ class MBT(nn.Module):
         """Number of class and register tokens that lead each stream."""
         return int(self.config.pool == "cls") + self.backbone.registers
 
+    def output_names(self, task: str) -> list[str]:
+        """Of a task's outputs: its classes, ``class_0`` and so on if they have no names; of a regression that has none,
+        the task's name, or ``size 1``, ``size 2`` and so on."""
+        count, names = self.config.head.outputs[task], self.classes.get(task)
+        if names:
+            return names
+        if self.config.head.kind_of(task) == "regression":
+            return [task] if count == 1 else [f"{task} {i + 1}" for i in range(count)]
+        return [f"class_{i}" for i in range(count)]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes ``config.json``, ``model.safetensors`` and ``files/`` that settings name, atomically each.
 

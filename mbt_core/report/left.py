@@ -24,7 +24,7 @@ class Left:
         folder: that is reported on: the run's, or that of an evaluation in it.
         run: the run's folder.
         experiment: as it was resolved.
-        notes: the first lines of its configuration: command, and others by their first word (time, versions, commit ..).
+        notes: the first lines of its configuration: the command; time, versions and more as their first words say.
         log: lines of ``metrics.jsonl``.
         model: with its best weights; None: it has none yet.
         predictions: of the evaluation; None: there was none.

@@ -293,7 +293,7 @@ class Trainer:
             self.wrapped.eval()
             metrics = self.validate(self._check_interrupted)
             self.listener.epoch(step, metrics)
-            self._keep_if_best(gain(self.plan.monitor, metrics))
+            self._keep_if_best(gain(self.plan.monitor, metrics), metrics.get("loss", math.nan))
         else:
             progress.best_step = step
             self._save_model()
@@ -301,8 +301,11 @@ class Trainer:
         self._tick, self._seen = time.monotonic(), 0
         return True
 
-    def _keep_if_best(self, value: float | None) -> None:
-        """Saves the model if it is better than before; while val says nothing, the last weights are the best."""
+    def _keep_if_best(self, value: float | None, loss: float) -> None:
+        """Saves the model if it is better than before, or as good with a lower loss (which patience does not count).
+
+        While val says nothing, the last weights are the best.
+        """
         progress = self.progress
         if value is None and progress.best is None:
             if progress.best_step == 0 and self.team.is_first:
@@ -314,9 +317,12 @@ class Trainer:
                 )
         elif value is None or (progress.best is not None and value <= progress.best):
             progress.stale += 1
-            return
+            if value != progress.best or progress.best_loss is None or not loss < progress.best_loss:
+                return
         else:
             progress.best, progress.stale = value, 0
+        if progress.best is not None:
+            progress.best_loss = loss if math.isfinite(loss) else None
         progress.best_step = progress.step
         self._save_model()
 

@@ -227,6 +227,8 @@ class Watch:
         """Stops watching, together with the others."""
         self._stop_watching()
         self.team.barrier()
+        # its threads end with it: at the end of the interpreter they would abort the process
+        self.team.group = None
         dist.destroy_process_group()
 
     def explain(self, error: BaseException) -> None:

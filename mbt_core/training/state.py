@@ -39,6 +39,7 @@ class Progress:
         results: metrics of the end.
         classes: task -> names of its classes in order, that the weights know.
         plan: what the configuration says about its length, see `configured_plan`; empty: not known.
+        best_loss: the loss of the best weights, which decides among equal ones; None: none yet.
     """
 
     step: int = 0
@@ -52,6 +53,7 @@ class Progress:
     results: dict[str, float] = field(default_factory=dict)
     classes: dict[str, list[str]] = field(default_factory=dict)
     plan: dict[str, Any] = field(default_factory=dict)
+    best_loss: float | None = None
 
     def check_plan(self, config: TrainConfig, source: Path) -> None:
         """Raises `ConfigError` unless `config`, of the file `source`, plans the training that this is of."""

@@ -185,7 +185,7 @@ def read_recording(clip: Clip, config: SignalConfig) -> Recording:
         if len(missing):
             raise MediaError(
                 f"{clip.name}: {len(missing)} values are missing or infinite, the first in channel {missing[0][0]} at "
-                f"sample {missing[0][1]}; repair the file, or set gaps to interpolate"
+                f"sample {missing[0][1]}; repair the file, or set gaps=interpolate"
             )
     return Recording(clip.name, shape, x, rate)
 

@@ -108,7 +108,7 @@ MANIFESTS = {
     "missing.csv": (HEADER + "{rows}x,gone0.mp4,a,\ny,gone1.mp4,b,\n", 1, "split train: 2 of 14 named files are "
                     "missing, more than the 1.00% that data.max_missing allows:\n  ...gone0.mp4: there is no such file"
                     "\n  ...gone1.mp4: there is no such file\nCheck data.root, empty the cells of files that you do "
-                    "not have, or raise data.max_missing"),
+                    "not have, or raise data.max_missing (mbt eval, predict, embed: --max-missing)"),
 }  # fmt: skip
 RECIPES = {
     "open.yaml": ("modalities: [rgb\n", "not valid YAML: while parsing a flow sequence in ..., line 1, column 13: ..."),
@@ -255,7 +255,6 @@ def test_flags(here, flags):
     ("eval", "Missing argument '...'."),
     ("eval RUN --views 0", "Invalid value for '--views': ..."),
     ("eval RUN --views some", "Invalid value for '--views': ..."),
-    ("predict RUN", "Missing argument '...'."),
     ("predict RUN FILE --top 0", "Invalid value for '--top': ..."),
     ("embed RUN", "Missing option '--out'."),
 ])  # fmt: skip

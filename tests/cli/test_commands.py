@@ -172,11 +172,52 @@ def test_data_check(demo, tmp_path):
     assert (rgb["present"], rgb["missing"], rgb["unreadable"], rgb["sizes"]) == (27, 0, 0, {"64x64": 27})
     text = mbt("data", "check", demo, "-m", "audio")
     assert text.code == 0
-    assert ["train", "27", "audio", "27", "0", "0", "1.2-1.2", "16000"] in columns(text.out)
+    assert ["train", "27", "audio", "27", "0", "0", "0", "1.2-1.2", "16000"] in columns(text.out)
     assert "kind: 9 classes\nsum: 3 classes\n" in text.err
     slow = mbt("data", "check", demo, "-m", "audio", "--set", "data.timeout=1e-7", "--json")
     audio = json.loads(slow.out)["splits"]["train"]["modalities"]["audio"]
     assert (audio["unreadable"], "took longer than 1e-07 s" in audio["problems"][0]) == (27, True)
+
+
+def test_data_check_names_what_is_bad_and_eval_and_embed_may_go_on(run, demo):
+    rows = [{**row, "path": str(demo.parent / row["path"])} for row in read_csv(demo) if row["split"] == "test"]
+    data = write_csv(demo.with_name("gone.csv"), [{**rows[0], "path": "nowhere.mp4"}, *rows[1:]])
+    shutil.copy(demo.with_name("small.classes.json"), demo.with_name("gone.classes.json"))
+    done = mbt("data", "check", data, "-m", "rgb,audio")
+    assert done.err.splitlines()[0] == f"{demo.with_name('nowhere.mp4')}: there is no such file"
+    assert columns(done.out)[1][:7] == ["test", "9", "rgb", "8", "0", "1", "0"]
+    refused = mbt("eval", run.path, "--data", data)
+    assert (refused.code, "mbt eval, predict, embed: --max-missing" in refused.err) == (1, True)
+    assert json.loads(mbt("eval", run.path, "--data", data, "--max-missing", 0.2, "--json").out)["failed"] == 1
+    assert mbt("embed", run.path, "--data", data, "--max-missing", 0.2, "--out", "e.npz").code == 0
+
+
+def test_train_tells_what_may_not_be_meant(demo, tmp_path):
+    rows = [{"id": str(i), "path": path, "label": f"0.{i}"} for i, path in enumerate(clips_of(demo)[:4])]
+    data = write_csv(tmp_path / "numbers.csv", rows)
+    done = mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb"))
+    assert "no val split: 0.1 of the 4 training rows would be fewer than 20; " in done.err
+    assert "4 classes that are numbers, e.g. '0.0'; to predict numbers, set model.head.task=regression\n" in done.err
+
+
+def test_train_tells_of_splits_that_are_not_used_and_of_a_single_class(demo, tmp_path):
+    rows = [{"id": str(i), "path": path, "label": "a", "split": "dev" if i else ""}
+            for i, path in enumerate(clips_of(demo)[:2])]  # fmt: skip
+    data = write_csv(tmp_path / "one.csv", rows)
+    done = mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb"))
+    assert "rows of other splits ('dev') are not used; those of train, val and test are\n" in done.err
+    assert "task 'label' has one class, 'a': there is nothing to tell apart\n" in done.err
+
+
+def test_missing_labels_of_the_test_split_are_told_before_training(demo, tmp_path):
+    cells = zip(clips_of(demo)[:3], ["a", "b", ""], ["", "", "test"], strict=True)
+    rows = [
+        {"id": str(i), "path": path, "label": label, "split": split} for i, (path, label, split) in enumerate(cells)
+    ]
+    data = write_csv(tmp_path / "m.csv", rows)
+    done = mbt("train", "--data", data, "-m", "rgb", "--out", "run", *flags("train.steps=1", modalities="rgb"))
+    assert (done.code, "1 of 1 rows of the test split have no label of task 'label', e.g. '2'" in done.err) == (1, True)
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_check_of_a_column_of_its_own(tmp_path):

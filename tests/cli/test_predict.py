@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from media_files import counting, sine, write_media
@@ -203,6 +204,8 @@ def test_a_file_of_something_else_is_left_alone(run, folder, tmp_path, content, 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--resume"], "--resume goes on with the answers of --out FILE; give it"),
     (["--out", "x.jsonl", "--json"], "--json is for the answers on stdout; leave out --out, or --json"),
+    (["--data", "m.csv"], "expected files or folders, or --data MANIFEST, not both"),
+    (["--split", "test"], "--split is for the rows of --data; leave it out"),
     (["--out", "x.txt"], "--out x.txt: expected a file that ends in .jsonl or .csv"),
     (["--out", "old.csv"], "--out old.csv is there already; go on with it by --resume, or choose another"),
 ])  # fmt: skip
@@ -210,6 +213,25 @@ def test_wrong_usage(run, tmp_path, arguments, message):
     (tmp_path / "old.csv").write_text("")
     done = mbt("predict", run.path, tmp_path, *arguments)
     assert (done.code, done.err) == (2, f"Error: {message}\n")
+
+
+def test_rows_of_a_manifest(run, demo):
+    """Each modality from a file of its own, without labels; a row that has nothing is an error by itself."""
+    first, second, third = clips_of(demo)[:3]
+    lines = ["id,rgb,audio", f"a,{first},{first}", f"b,{second},", "c,,", f"d,,{third}"]
+    Path("new.csv").write_text("\n".join(lines) + "\n")
+    done = mbt("predict", run.path, "--data", "new.csv", "--json")
+    found = json.loads(done.out)
+    assert (done.code, [row["file"] for row in found]) == (1, ["a", "b", "c", "d"])
+    assert found[0] == {**json.loads(mbt("predict", run.path, first, "--json").out)[0], "file": "a"}
+    assert [row.get("modalities") for row in found] == [["rgb", "audio"], ["rgb"], None, ["audio"]]
+    Path("new.csv").write_text("\n".join([lines[0], lines[1], *lines[3:]]) + "\n")
+    assert mbt("predict", run.path, "--data", "new.csv", "--out", "o.csv").code == 1
+    Path("new.csv").write_text("\n".join([*lines[:3], lines[4]]) + "\n")
+    done = mbt("predict", run.path, "--data", "new.csv", "--out", "o.csv", "--resume")
+    assert (done.code, done.err) == (0, "1 answers added to o.csv, 2 were there before\n")
+    neither = mbt("predict", run.path)
+    assert (neither.code, neither.err) == (2, "Error: expected files or folders, or --data MANIFEST\n")
 
 
 def test_names_and_messages_of_all_kinds_come_back(run, tmp_path):

@@ -123,6 +123,14 @@ def test_help_imports_next_to_nothing():
     assert not modules & {*HEAVY, "pydantic", "yaml", "pyarrow"}
 
 
+def test_reading_processes_of_the_service_do_not_wait_for_what_trains():
+    code = (
+        "import sys, mbt_core.serve.reading; sys.exit(' '.join({'lightning_fabric', 'torchmetrics'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert not done.stderr.strip()
+
+
 @pytest.mark.parametrize("arguments", [
     ("train", "--modalities", "rgb", "--set", "train.stepz=3"),
     ("train", "--modalities", "rbg"),

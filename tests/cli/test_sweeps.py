@@ -132,6 +132,14 @@ def test_wrong_usage_is_exit_2(flags, words, message):
     assert message in done.err
 
 
+def test_a_launcher_is_refused(flags, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    done = mbt("compare", *flags, "--over", "train.lr=0.1,0.2")
+    assert done.code == 2
+    assert "a launcher has started several that belong together" in done.err
+
+
 def test_the_commands_as_json(flags):
     done = mbt("compare", "--over", "model.fusion.layer=0,1", *flags, "--dry-run", "--json")
     commands = json.loads(done.out)["commands"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mbt_core.config import HeadConfig
-from mbt_core.evaluate.metrics import average_precision, task_metrics
+from mbt_core.evaluate.metrics import average_precision, joint_metrics, task_metrics
 from mbt_core.model import Prediction
 from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.tokens import Tokens
@@ -79,6 +79,16 @@ def test_accuracies_of_several_tasks(extras):
         found = task_metrics("single", logits, labels.argmax(1))
         assert found["top1"] == pytest.approx(float(extras[f"out/mh_accuracy_sum_{index}"] / kept.sum()))
         assert found["top5"] == pytest.approx(float(extras[f"out/mh_top5_sum_{index}"] / kept.sum()))
+
+
+def test_joint_accuracies_of_two_tasks(extras):
+    """The "action" of a verb and a noun."""
+    kept, splits = extras["mh/mask"].bool(), extras["mh/class_splits"].tolist()
+    logits = extras["mh/logits"][kept].split(splits, 1)
+    labels = [y.argmax(1) for y in extras["mh/labels"][kept].split(splits, 1)]
+    found = joint_metrics(logits, labels)
+    assert found["top1"] == pytest.approx(float(extras["out/mh_joint_accuracy_sum"] / kept.sum()))
+    assert found["top5"] == pytest.approx(float(extras["out/mh_joint_top5_sum"] / kept.sum()))
 
 
 def test_mean_average_precision():

@@ -132,7 +132,8 @@ def test_the_papers_settings(name):
     assert (audio.time_masks, audio.time_mask_frames, audio.freq_masks, audio.freq_mask_bins) == (1, 192, 1, 48)
     assert (model.backbone, model.pool, model.shared_encoder) == ("vit_base_patch16_224", "cls", False)
     assert (model.fusion.strategy, model.fusion.layer, model.fusion.bottlenecks) == ("bottleneck", 8, 4)
-    assert (model.drop_path, model.dropout, model.attention_dropout) == (0.3, 0, 0)
+    assert (model.drop_path, model.drop_path_rescale, model.dropout, model.attention_dropout) == (0.3, False, 0, 0)
+    assert (model.head.loss, model.head.shared, train.clip_grad, train.precision) == ("per-modality", True, 1, "32")
     assert (train.optimizer, train.momentum, train.lr, train.batch_size, train.epochs) == ("sgd", 0.9, 0.5, 64, 50)
     assert train.warmup * train.epochs == pytest.approx(2.5)
     assert (train.mixup, train.mixup_per_modality, train.label_smoothing, train.weight_decay) == (0.3, False, 0, 0)
@@ -166,7 +167,11 @@ def test_the_released_settings():
         False,
     )
     assert (model.backbone.act, model.fusion.bottleneck_init, model.fusion.bottlenecks) == ("gelu_tanh", "positions", 4)
-    assert (train.mixup, train.label_smoothing, train.clip_grad, train.epochs) == (0.5, 0.3, 1.0, 50)
+    assert (model.fusion.strategy, model.fusion.layer, model.shared_encoder) == ("bottleneck", 8, False)
+    assert (model.dropout, model.attention_dropout, train.weight_decay, train.precision) == (0, 0, 0, "32")
+    assert (train.mixup, train.mixup_per_modality, train.label_smoothing) == (0.5, False, 0.3)
+    assert (train.optimizer, train.momentum, train.lr, train.batch_size) == ("sgd", 0.9, 0.5, 64)
+    assert (train.clip_grad, train.epochs, train.warmup * train.epochs) == (1.0, 50, pytest.approx(2.5))
     assert experiment.evaluate.views == 4
 
 

@@ -164,7 +164,7 @@ def test_chosen_channels(tmp_path):
 def test_gaps(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n,0\n1,\n,\n3,6\n,\n" + "0,0\n" * 100)
     clip = Clip(tmp_path / "a.csv")
-    with pytest.raises(MediaError, match=r"a\.csv: 6 values are missing .* channel 0 at sample 0; .* interpolate"):
+    with pytest.raises(MediaError, match=r"a\.csv: 6 values are missing .* channel 0 at sample 0; .*gaps=interpolate"):
         signal(**NEUTRAL).read(clip, Window(0, 2), None)
     sample = signal(**NEUTRAL | {"gaps": "interpolate"}).read(clip, Window(0, 2), None)
     assert sample[:, :6].tolist() == [[1, 1, 2, 3, 1.5, 0], [0, 2, 4, 6, 3, 0]]

@@ -184,6 +184,8 @@ def test_wrong_labels(tmp_path: Path) -> None:
         DataError, match=r"row 3: 'cet' is no class of task 'label'\. Did you mean 'cat'\?.*train split"
     ):
         labelled(tmp_path, ["cat", "dog", "cet"], ["", "", "test"])
+    with pytest.raises(DataError, match=r"'2\.5' is no class .* set model\.head\.task=regression\. Its 2 classes"):
+        labelled(tmp_path, ["1.5", "-2", "2.5"], ["", "", "test"])
     with pytest.raises(
         DataError, match=r"row 2: several labels 'a;b', but .*'single'; set model\.head\.task=multilabel"
     ):

@@ -92,3 +92,12 @@ def test_what_is_too_large_for_a_member_is_unreadable(data, tmp_path, monkeypatc
         clip.array()
     with open_clip(manifest.row(1).sources["a"].path) as clip:
         assert clip.shape == (1, 5)
+
+
+@pytest.mark.parametrize(("side", "size"), [(24, (24, 32)), (256, (48, 64))])
+def test_frames_are_made_smaller_and_never_larger(data, tmp_path, side, size):
+    reads = fakes.reads_of(fakes.four())
+    packing.pack(data, reads, DataConfig(), tmp_path / "out", short_side=side, workers=1)
+    shards = Manifest.read(tmp_path / "out", reads, DataConfig())
+    with open_clip(shards.row(0).sources["p"].path) as clip:
+        assert clip.size == size

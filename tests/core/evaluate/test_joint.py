@@ -10,7 +10,7 @@ import torch
 from mbt_core.config import DataConfig, HeadConfig
 from mbt_core.data.manifest import Manifest
 from mbt_core.evaluate.evaluator import FUSED, Evaluation, metric_names
-from mbt_core.evaluate.metrics import joint_metrics
+from mbt_core.evaluate.metrics import joint_metrics, task_metrics
 from mbt_core.evaluate.table import write_predictions
 
 
@@ -44,6 +44,24 @@ def test_large_logits_and_no_examples():
     assert joint_metrics(logits, [torch.tensor([1]), torch.tensor([0])]) == {"top1": 0.0, "top5": 1.0}
     assert joint_metrics([x[:0] for x in logits], [torch.zeros(0, dtype=torch.long)] * 2) == {}
     assert joint_metrics([x[:, :2] for x in logits], [torch.tensor([0])] * 2) == {"top1": 1.0}
+
+
+@pytest.mark.parametrize("spread", [0.0, 2.0, float("nan")])
+def test_equal_logits_are_no_hits(spread):
+    """Constant ones, such as a fresh classifier's, few different ones, as in bf16, and ones that are not numbers."""
+    generator = torch.Generator().manual_seed(0)
+    logits = [(torch.randn(500, C, generator=generator) * spread).round() for C in (4, 9)]
+    targets = [torch.randint(C, (500,), generator=generator) for C in (4, 9)]
+    alone = [task_metrics("single", x, y)["top1"] for x, y in zip(logits, targets, strict=True)]
+    found = joint_metrics(logits, targets)
+    both = [joint_metrics([x[i : i + 1] for x in logits], [y[i : i + 1] for y in targets])["top1"] for i in range(500)]
+    right = [
+        all(task_metrics("single", x[i : i + 1], y[i : i + 1])["top1"] for x, y in zip(logits, targets, strict=True))
+        for i in range(500)
+    ]
+    assert found["top1"] == pytest.approx(np.mean(right)) == pytest.approx(np.mean(both))
+    assert found["top1"] <= min(alone)
+    assert found["top1"] < found["top5"] < 0.6
 
 
 def evaluation(**head):
