@@ -109,14 +109,19 @@ def encode(column: pa.LargeStringArray, keep_empty: bool = False) -> tuple[np.nd
     return pc.fill_null(encoded.indices, -1).to_numpy(), encoded.dictionary.to_pylist()
 
 
-def check_ids(columns: Columns, path: Path, found: Sequence[str]) -> pa.LargeStringArray:
-    if "id" not in columns:
+def check_ids(columns: Columns, start: np.ndarray, path: Path, found: Sequence[str]) -> pa.LargeStringArray:
+    """The rows' names. Without a column for them: their path, and where their span begins (``videos/a.mp4@12.5``)."""
+    ids = columns.get("id")
+    hint = next((f" Did you mean {name!r}?" for name in found if name.lower() == "id"), nearest("id", found))
+    if ids is None and "path" in columns and not hint:
+        begins = pa.array(start, mask=np.isnan(start)).cast(pa.large_string())
+        at = pa.scalar("@", pa.large_string())
+        ids = pc.coalesce(pc.binary_join_element_wise(columns["path"], begins, at), columns["path"])
+    if ids is None:
         raise DataError(
-            f"{path}: no column 'id', a name of its own for each row.{nearest('id', found)} "
-            f"Columns found: {_listed(found)}"
+            f"{path}: no column 'id', a name of its own for each row.{hint} Columns found: {_listed(found)}"
             + ("; columns are parted by commas" if len(found) == 1 and ";" in found[0] else "")
         )
-    ids = columns["id"]
     empty = pc.equal(ids, "")
     if pc.any(empty).as_py():
         raise DataError(f"{path}: row {first(empty) + 1} has no id")
@@ -128,6 +133,7 @@ def check_ids(columns: Columns, path: Path, found: Sequence[str]) -> pa.LargeStr
         raise DataError(
             f"{path}: the id {name!r} is in rows {numbers[0] + 1} and {numbers[1] + 1}; "
             f"ids must be unique ({len(repeated)} are not)"
+            + ("" if "id" in columns else "; give a column 'id', as paths do not tell rows apart")
         )
     return ids
 

@@ -90,6 +90,7 @@ class Manifest:
         labels: task -> its labels; ``label`` for the plain column, TASK for ``label.TASK``.
         splits: split -> rows in ascending order, after the split rules.
         confine: whether a file outside `root` is refused.
+        ids: of the rows; unique.
         groups: the rows that belong together (``data.group``); None: no column is named.
     """
 
@@ -99,7 +100,7 @@ class Manifest:
     labels: dict[str, Labels]
     splits: Splits
     confine: bool
-    _ids: pa.LargeStringArray = field(repr=False)
+    ids: pa.LargeStringArray = field(repr=False)
     _sources: dict[str, SourceColumns] = field(repr=False)
     _start: np.ndarray = field(repr=False)
     _end: np.ndarray = field(repr=False)
@@ -153,9 +154,9 @@ class Manifest:
         columns = {name: as_text(table[name], f"{path}: column {name!r}") for name in table.column_names
                    if not is_number(name)}  # fmt: skip
         found = found or table.column_names
-        ids = check_ids(columns, path, found)
-        sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
         start, end = read_spans(table, path)
+        ids = check_ids(columns, start, path, found)
+        sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
         root = _root(path, config)
         for name, source in sources.items():
             if source.texts is not None:
@@ -177,7 +178,7 @@ class Manifest:
         return manifest
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
     @property
     def tasks(self) -> list[str]:
@@ -209,7 +210,7 @@ class Manifest:
         start, end = self._start[index], self._end[index]
         return Row(
             index,
-            self._ids[index].as_py(),
+            self.ids[index].as_py(),
             {name: self._source(columns, index) for name, columns in self._sources.items()},
             None if np.isnan(start) else float(start),
             None if np.isnan(end) else float(end),
@@ -219,7 +220,7 @@ class Manifest:
 
     def find(self, ids: Sequence[str]) -> list[int | None]:
         """The rows of these names; None: there is none."""
-        places = pc.index_in(pa.array(ids, self._ids.type), value_set=self._ids)
+        places = pc.index_in(pa.array(ids, self.ids.type), value_set=self.ids)
         found: list[int | None] = places.to_pylist()
         return found
 
@@ -270,7 +271,7 @@ class Manifest:
         for task, labels in self.labels.items():
             empty = rows[labels.codes[rows] < 0]
             if len(empty):
-                shown = ", ".join(repr(self._ids[i].as_py()) for i in empty[:3].tolist())
+                shown = ", ".join(repr(self.ids[i].as_py()) for i in empty[:3].tolist())
                 raise DataError(
                     f"{self.path}: {len(empty)} of {len(rows)} rows of the {split} split have no label of task "
                     f"{task!r}, e.g. {shown}; fill them in, or give these rows another split"
@@ -281,7 +282,7 @@ class Manifest:
         found = hashlib.sha256()
         for split in sorted(self.splits):
             rows = self.splits[split]
-            ids = self._ids.take(pa.array(rows))
+            ids = self.ids.take(pa.array(rows))
             order = pc.sort_indices(ids).to_numpy()
             found.update(f"{split} {len(rows)}".encode())
             found.update("\0".join(ids.take(pa.array(order)).to_pylist()).encode())

@@ -147,6 +147,8 @@ def pack(
         raise ConfigError(f"--out {out}: shards are written to a folder of this machine; copy that folder there")
     manifest = Manifest.read(path, reads, config, labelled=False)
     table, _ = read_table(path, lambda name: True)
+    if "id" not in table.column_names:  # the paths, of which they are made, are other ones in shards
+        table = table.append_column("id", manifest.ids)
     classes = classes_path(path).read_bytes() if classes_path(path).is_file() else None
     digest = blake2b(repr(classes).encode(), digest_size=16)
     for name in table.column_names:

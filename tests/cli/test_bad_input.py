@@ -86,7 +86,8 @@ MANIFESTS = {
     "ragged.csv": (HEADER + "a,b\n", 1, "malformed: CSV parse error: Row #2: Expected 4 columns, got 2: a,b"),
     "bad.jsonl": ('{"id": 1\n', 1, "malformed: JSON parse error: Missing a comma or '}' after an object member. ..."),
     "bad.parquet": ("nope", 1, "malformed: Parquet file size is 4 bytes, smaller than the minimum file footer ..."),
-    "noid.csv": ("ID,path,label\na,{clip},x\n", 1, "no column 'id'.... Columns found: 'ID', 'path', 'label'"),
+    "noid.csv": ("ID,path,label\na,{clip},x\n", 1, "no column 'id'... Did you mean 'ID'? Columns found: 'ID', "
+                 "'path', 'label'"),
     "nopath.csv": ("id,file,label\na,{clip},x\n", 1, "nothing for modality 'rgb': expected a column 'rgb' (its own "
                    "files) or 'path' (files that modalities share). Columns found: 'id', 'file', 'label'"),
     "twice.csv": ("id,path,path,label\na,b,c,d\n", 1, "column 'path' is there twice"),

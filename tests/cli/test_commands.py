@@ -179,12 +179,12 @@ def test_data_check(demo, tmp_path):
     assert (audio["unreadable"], "took longer than 1e-07 s" in audio["problems"][0]) == (27, True)
 
 
-def test_data_check_names_what_is_bad_and_eval_and_embed_may_go_on(run, demo):
+def test_data_check_names_what_is_bad_and_eval_and_embed_may_go_on(run, demo, tmp_path):
     rows = [{**row, "path": str(demo.parent / row["path"])} for row in read_csv(demo) if row["split"] == "test"]
-    data = write_csv(demo.with_name("gone.csv"), [{**rows[0], "path": "nowhere.mp4"}, *rows[1:]])
-    shutil.copy(demo.with_name("small.classes.json"), demo.with_name("gone.classes.json"))
+    data = write_csv(tmp_path / "gone.csv", [{**rows[0], "path": "nowhere.mp4"}, *rows[1:]])
+    shutil.copy(demo.with_name("small.classes.json"), tmp_path / "gone.classes.json")
     done = mbt("data", "check", data, "-m", "rgb,audio")
-    assert done.err.splitlines()[0] == f"{demo.with_name('nowhere.mp4')}: there is no such file"
+    assert done.err.splitlines()[0] == f"{tmp_path / 'nowhere.mp4'}: there is no such file"
     assert columns(done.out)[1][:7] == ["test", "9", "rgb", "8", "0", "1", "0"]
     refused = mbt("eval", run.path, "--data", data)
     assert (refused.code, "mbt eval, predict, embed: --max-missing" in refused.err) == (1, True)

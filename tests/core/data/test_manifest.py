@@ -43,6 +43,12 @@ def test_where_each_modality_is(tmp_path: Path) -> None:
     assert second.sources["w"].path == "/abs/x.txt"
 
 
+def test_rows_without_names_are_called_by_their_path_and_start(tmp_path: Path) -> None:
+    rows = [{"path": "b/é.mp4", "start": ""}, {"path": "a.mp4", "start": "0"}, {"path": "a.mp4", "start": "12.50"}]
+    assert [read(tmp_path, rows).row(i).id for i in range(3)] == ["b/é.mp4", "a.mp4@0", "a.mp4@12.5"]
+    assert [read(tmp_path, [{"path": "a"}, {"path": "b"}]).row(i).id for i in range(2)] == ["a", "b"]
+
+
 def test_a_shared_file_serves_arrays_but_no_text(tmp_path: Path) -> None:
     rows = [{"id": "1", "path": "1.npy", "other": "x"}]
     assert read(tmp_path, rows, {"a": "array"}).row(0).sources["a"].path == str(tmp_path / "1.npy")

@@ -61,6 +61,16 @@ def test_other_cells_or_classes_are_another_manifest(data, tmp_path, change):
         packed(data, tmp_path / "out", shard_size=3, part=(1, 2))
 
 
+def test_rows_without_names_keep_those_of_their_paths(data, tmp_path):
+    lines = [line.split(",") for line in data.read_text().splitlines()]
+    at = lines[0].index("id")
+    data.write_text("\n".join(",".join(cells[:at] + cells[at + 1 :]) for cells in lines))
+    packed(data, tmp_path / "out", shard_size=3)
+    found = [Manifest.read(path, fakes.reads_of(fakes.four()), DataConfig()) for path in (data, tmp_path / "out")]
+    assert found[0].ids == found[1].ids
+    assert found[0].row(0).id == found[1].row(0).id == lines[1][lines[0].index("path")]
+
+
 def test_parts_may_begin_at_the_same_time(data, tmp_path, monkeypatch):
     """Another part writes the same between this one's look at the folder and its writing."""
     changed_classes(data)

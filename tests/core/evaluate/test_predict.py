@@ -67,7 +67,9 @@ def test_a_file_that_claims_years_is_one_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["single", "multilabel", "regression"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_scores_that_are_not_finite_are_an_error(task: str, bad: float) -> None:
-    model = SimpleNamespace(config=SimpleNamespace(head=HeadConfig(classes=5, task=task)), classes={})
+    names = [f"class_{i}" for i in range(5)]
+    head = HeadConfig(classes=5, task=task)
+    model = SimpleNamespace(config=SimpleNamespace(head=head), output_names=lambda task: names)
     logits = torch.arange(15.0).reshape(3, 5)
     logits[1] = bad if task == "regression" else float("nan")
     here = torch.ones(3, dtype=torch.bool)
