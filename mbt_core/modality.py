@@ -148,8 +148,8 @@ class Modality(ABC):
     def decode_settings(self) -> dict[str, Any]:
         """How a cache may keep this modality's clips decoded, so that `read` gets from them what the file would give.
 
-        Keys: ``short_side``, the length in pixels to which frames' shorter side is scaled (not given: as in the file);
-        ``rate``, samples a second of the waveform (not given: sound is not kept).
+        Keys: ``short_side``, the length in pixels to which frames' shorter side is scaled (None: as in the file; not
+        given: frames are not kept); ``rate``, samples a second of the waveform (not given: sound is not kept).
         """
         return {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from mbt_core.config import DEFAULT_TASK, Experiment
 from mbt_core.data.check import fit_modalities
@@ -14,7 +13,7 @@ from mbt_core.data.splits import MIN_HELD_OUT, TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.evaluate.evaluator import metric_names
 from mbt_core.modality import Modality
-from mbt_core.plugins import load_object, registry, require
+from mbt_core.plugins import OWN, load_object, registry, require
 from mbt_core.remote import address
 from mbt_core.schema import validate
 from mbt_core.training.events import Listener
@@ -28,11 +27,12 @@ def make_modalities(experiment: Experiment) -> dict[str, Modality]:
     return {n: registry().modality_class(c.kind)(n, c) for n, c in experiment.modalities.items()}
 
 
-def make_loggers(specs: Sequence[Any]) -> list[Listener]:
+def make_loggers(names: Sequence[str]) -> list[Listener]:
     """Instances of the chosen loggers. Raises `ConfigError` naming what to install."""
-    for spec in specs:
-        require(spec, f"logger {spec.name!r}")
-    return [load_object(spec.listener)() for spec in specs]
+    found = [registry().loggers[name] for name in names]
+    for logger in found:
+        require(logger.spec, f"logger {logger.spec.name!r}", logger.location if logger.version else OWN)
+    return [load_object(logger.spec.listener)() for logger in found]
 
 
 def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:

@@ -35,7 +35,6 @@ from mbt_core.files import write_atomically
 from mbt_core.hub import upload
 from mbt_core.model import MBT
 from mbt_core.model.block import Block
-from mbt_core.plugins import registry
 from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.resolve import check_tasks, doubts, make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
@@ -287,7 +286,7 @@ def train(
             if progress.finished:
                 Listeners([*listeners]).message(f"{folder.path} is finished already, after {progress.step} steps")
                 return Run(folder.path, experiment, progress.results)
-        loggers = make_loggers([registry().loggers[name].spec for name in experiment.train.loggers])
+        loggers = make_loggers(experiment.train.loggers)
         with together(hardware, experiment.train.precision) as team:
             if refused is not None:
                 raise refused

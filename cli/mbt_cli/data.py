@@ -152,7 +152,7 @@ def stats(
         ordered = sorted(counts.items(), key=lambda item: -item[1])
         show(table([task, "rows"], [[name, str(count)] for name, count in ordered]))
     if report["failed"]:
-        note(f"{report['failed']} of {report['rows']} rows could not be read")
+        note(f"{report['failed']} of {report['rows']} rows name no files, or could not be read")
 
 
 @app.command("check")

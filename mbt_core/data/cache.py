@@ -135,8 +135,9 @@ class Cache:
         return sum(clip.nbytes for clip in self._kept.values() if isinstance(clip, MemoryClip))
 
     def serves(self, name: str) -> bool:
-        """Whether clips of this modality can be kept: sound only at a known rate."""
-        return self.reads[name] != "waveform" or "rate" in self.settings[name]
+        """Whether clips of this modality can be kept: frames and sound only if it says in which size and rate."""
+        needed = {"frames": "short_side", "waveform": "rate"}.get(self.reads[name])
+        return needed is None or needed in self.settings[name]
 
     def open(
         self, path: str, names: Iterable[str], start: float | None, end: float | None, fps: float | None = None

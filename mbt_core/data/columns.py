@@ -112,11 +112,13 @@ def encode(column: pa.LargeStringArray, keep_empty: bool = False) -> tuple[np.nd
 def check_ids(columns: Columns, start: np.ndarray, path: Path, found: Sequence[str]) -> pa.LargeStringArray:
     """The rows' names. Without a column for them: their path, and where their span begins (``videos/a.mp4@12.5``)."""
     ids = columns.get("id")
-    hint = next((f" Did you mean {name!r}?" for name in found if name.lower() == "id"), nearest("id", found))
+    alike = [name for name in found if name.lower().startswith("id")]  # not any short name: 'side', 'grid'
+    hint = next((f" Did you mean {name!r}?" for name in alike if name.lower() == "id"), nearest("id", alike))
     if ids is None and "path" in columns and not hint:
         begins = pa.array(start, mask=np.isnan(start)).cast(pa.large_string())
         at = pa.scalar("@", pa.large_string())
         ids = pc.coalesce(pc.binary_join_element_wise(columns["path"], begins, at), columns["path"])
+        ids = pc.if_else(pc.equal(columns["path"], ""), "", ids)
     if ids is None:
         raise DataError(
             f"{path}: no column 'id', a name of its own for each row.{hint} Columns found: {_listed(found)}"
@@ -124,7 +126,10 @@ def check_ids(columns: Columns, start: np.ndarray, path: Path, found: Sequence[s
         )
     empty = pc.equal(ids, "")
     if pc.any(empty).as_py():
-        raise DataError(f"{path}: row {first(empty) + 1} has no id")
+        raise DataError(
+            f"{path}: row {first(empty) + 1} has no id"
+            + ("" if "id" in columns else " and no path that would name it; give a column 'id', or leave out such rows")
+        )
     if pc.count_distinct(ids).as_py() < len(ids):
         counts = pc.value_counts(ids)
         repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))

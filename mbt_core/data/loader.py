@@ -96,13 +96,24 @@ def _start_worker(number: int) -> None:
     # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":  # taken by the thread
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends this process when the main one was killed, also in the middle of decoding."""
+    """Ends this process when the main one was killed or says so by SIGTERM, also in the middle of decoding.
+
+    Of others SIGTERM is not heeded: a cluster sends it to all processes of a job, and the main one still needs this one
+    for the step that it ends before it saves.
+    """
     while os.getppid() == parent:
-        time.sleep(POLL)
+        if sys.platform == "linux":
+            asked = signal.sigtimedwait([signal.SIGTERM], POLL)
+            if asked is not None and asked.si_pid == parent:
+                break
+        else:
+            time.sleep(POLL)
     os._exit(1)
 
 

@@ -114,8 +114,12 @@ class MemoryClip:
 
     def text(self, start: float | None = None, stop: float | None = None) -> str:
         """See `Clip.text`."""
-        content = self._part(Reads.TEXT).tobytes().decode()
+        content = self.source_text()
         return content if self.ends[Reads.TEXT] is None else subtitles.shown(content, start, stop)
+
+    def source_text(self) -> str:
+        """See `Clip.source_text`."""
+        return self._part(Reads.TEXT).tobytes().decode()
 
     def save(self, path: Path) -> None:
         """Write everything to an uncompressed .npz; a reader sees all of it or nothing."""

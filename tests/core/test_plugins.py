@@ -8,7 +8,8 @@ from importlib.metadata import EntryPoint
 import pytest
 
 import mbt_core as mbt
-from mbt_core import plugins
+from mbt_core import plugins, resolve
+from mbt_core.hookspecs import LoggerSpec
 from mbt_core.plugins import PluginWarning
 
 
@@ -187,3 +188,16 @@ def test_registered_by_hand_and_taken_back(installed):
         found.register(plugin("eta"), "mine")
     found.unregister(mine)
     assert not found.modalities
+
+
+def test_logger_that_misses_a_module_names_its_own_distribution(installed, monkeypatch):
+    class Loggers:
+        @mbt.hookimpl
+        def mbt_loggers(self):
+            return [LoggerSpec("lines", "x:Y", extra="all", requires=("mbt_not_there",))]
+
+    found = installed(one=Loggers())
+    found.distributions["one"] = ("1.0", "one-dist")
+    monkeypatch.setattr(resolve, "registry", lambda: found)
+    with pytest.raises(mbt.ConfigError, match=r"logger 'lines' needs mbt_not_there: pip install 'one-dist\[all\]'"):
+        resolve.make_loggers(["lines"])

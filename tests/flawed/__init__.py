@@ -15,6 +15,7 @@ CLASSES = (
     "BlankType",
     "RaggedBatch",
     "GlobalRandom",
+    "GlobalCoin",
     "ChangesClip",
     "NotPicklable",
     "RandomEvaluation",

@@ -140,6 +140,12 @@ class GlobalRandom(Sound):
         return x if rng is None else x + torch.randn(())
 
 
+class GlobalCoin(Sound):
+    def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> Tensor:
+        x = super().read(clip, window, None)
+        return x if rng is None or np.random.random() < 0.5 else x + 1
+
+
 class ChangesClip(Sound):
     def read(self, clip: Clip, window: Window, rng: np.random.Generator | None) -> Tensor:
         x = super().read(clip, window, rng)

@@ -28,6 +28,7 @@ FAULTS = {
     "BlankType": ("samples", "blank is int16, evaluation gives float32"),
     "RaggedBatch": ("collate", r"a batch of 4 is \[12, 320\], expected \[4, \.\.\.\]"),
     "GlobalRandom": ("determinism", "equal generators give different samples; draw from the `rng`"),
+    "GlobalCoin": ("determinism", "equal generators give different samples; draw from the `rng`"),
     "ChangesClip": ("determinism", "a second read of one clip gives another sample"),
     "NotPicklable": ("determinism", "it cannot be sent to a worker process"),
     "RandomEvaluation": ("evaluation", "read is random where rng is None"),

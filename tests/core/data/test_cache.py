@@ -177,6 +177,16 @@ def test_sound_of_no_known_rate_is_not_kept(data: Path, monkeypatch: pytest.Monk
     assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
 
 
+def test_frames_of_no_known_size_are_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pictures, "decode_settings", lambda self: {})
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    decoded = decodings(monkeypatch)
+    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
+    assert {reads for _, reads in decoded} == {("waveform",), ("array",)}
+    assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
+
+
 def test_an_unreadable_clip_fails_in_the_same_way_each_time(data: Path) -> None:
     cache = Cache({"p": Pictures("p", seconds=0.2)}, 10.0)
     messages = []

@@ -1,7 +1,10 @@
 """Reading in several processes."""
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,20 @@ def test_a_process_that_fails(
     dataset = ClipDataset(read(path, words), words, {}, config=DataConfig(), seed=0, training=False)
     with pytest.raises(error, match=message):
         list(make_loader(dataset, EvalSampler([0, 1], 1), 1, CPU, patience=1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the sender of a signal is not known")
+def test_workers_heed_sigterm_of_their_main_process_alone(data: Path) -> None:
+    """Clusters send it to all processes of a job: the main one ends its step, for which it needs them."""
+    dataset = training_set(data)
+    sampler = TrainSampler(dataset.manifest.rows("train"), 4, 40, seed=0)
+    batches = iter(make_loader(dataset, sampler, 2, CPU))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    assert len(list(batches)) == 39
 
 
 def test_errors_of_rows_are_errors_in_workers_too(tmp_path: Path) -> None:

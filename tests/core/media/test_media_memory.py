@@ -107,7 +107,7 @@ def test_stills_arrays_and_text(tmp_path):
         again = MemoryClip.load(tmp_path / "held.npz")
         assert again.ends == held.ends
     np.testing.assert_array_equal(array.array(), Clip(tmp_path / "a.npy").array())
-    assert again.text() == "Grüße"
+    assert again.text() == again.source_text() == "Grüße"
     with words as held:
         assert held.has("text")
 
