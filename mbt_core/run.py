@@ -24,7 +24,7 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import choose_split, open_manifest, other_data, require_train
+from mbt_core.data.source import choose_split, open_manifest, other_data, require_train, split_or_all
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
@@ -202,7 +202,7 @@ class Run:
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         config = other_data(self.experiment.data, data)
         manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes, labelled=False)
-        manifest, split = (manifest, choose_split(manifest, split)) if split else manifest.as_one()
+        manifest, split = split_or_all(manifest, split)
         check_missing(manifest, split, config.max_missing if max_missing is None else max_missing)
         rows = manifest.rows(split)
         return predict_rows(self.model, manifest, rows, self.experiment, fabric=fabric, top=top, answered=answered)

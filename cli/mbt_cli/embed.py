@@ -31,7 +31,7 @@ def embed(
     """Write pooled embeddings of a data set, fused and of each modality."""
     from mbt_core.run import load
 
-    report = load(run).embed(out, data, split, views, device, None, max_missing)
+    report = load(run).embed(out, data, split, views, device, max_missing=max_missing)
     show(f"{out}: {report.rows} rows, {report.width} numbers each")
     if report.failed:
         examples = "".join(f"\n  {name}: {message}" for name, message in list(report.failed.items())[:3])

@@ -53,7 +53,7 @@ def evaluate(
         leave_report(folder)
 
     wanted = all_subsets(names) if subsets else curves
-    chosen, found = opened.evaluate(data, split, views, wanted, device, None, leave, max_missing)
+    chosen, found = opened.evaluate(data, split, views, wanted, device, written=leave, max_missing=max_missing)
     whole = found[names]
     metrics = whole.metrics()
     by_subset = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()} if subsets else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Self
@@ -240,10 +240,6 @@ class Manifest:
         """The file that a cell names. Raises `DataError` if the root confines and it is outside."""
         path = os.path.join(self.root, cell)
         return _inside(path, self.root) if self.confine else path
-
-    def as_one(self) -> tuple[Manifest, str]:
-        """All rows as one split, and its name."""
-        return replace(self, splits={"all": np.arange(len(self))}), "all"
 
     def rows(self, split: str) -> np.ndarray:
         """The rows of a split, ascending. Raises `DataError` that lists the splits there are."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from mbt_core.config import DataConfig, HeadConfig
 from mbt_core.data.labels import Classes
@@ -61,6 +64,13 @@ def other_data(config: DataConfig, path: str | Path) -> DataConfig:
         raise ConfigError(f"--data {path}: no such file or folder")
     own = {"path": str(path), "root": None, "dataset": None}
     return config.model_copy(update={**own, "group": None, "folds": None, "fold": 0, "fraction": 1.0})
+
+
+def split_or_all(manifest: Manifest, split: str | None) -> tuple[Manifest, str]:
+    """`split`, or all rows as one, with the manifest that has it. Raises `ConfigError` listing the splits there are."""
+    if split:
+        return manifest, choose_split(manifest, split)
+    return replace(manifest, splits={"all": np.arange(len(manifest))}), "all"
 
 
 def choose_split(manifest: Manifest, split: str | None) -> str:

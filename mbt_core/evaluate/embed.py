@@ -24,7 +24,7 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import check_missing
 from mbt_core.data.sampler import EvalSampler
-from mbt_core.data.source import choose_split
+from mbt_core.data.source import split_or_all
 from mbt_core.errors import ConfigError
 from mbt_core.evaluate.evaluator import forward
 from mbt_core.files import write_atomically
@@ -99,7 +99,7 @@ def embed(
         DataError: if more than `max_missing` of the files are missing or unreadable.
     """
     check_out(out, model.modalities)
-    manifest, split = (manifest, choose_split(manifest, split)) if split else manifest.as_one()
+    manifest, split = split_or_all(manifest, split)
     losses = check_missing(manifest, split, experiment.data.max_missing if max_missing is None else max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)

@@ -267,7 +267,7 @@ def _classified(
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
-        results = _answers(batch, model, preprocess, fabric, top, experiment)
+        results = classify(batch, model, preprocess, fabric, top, experiment.evaluate.average)
         for row in stream.take(len(batch) // views):
             yield row if isinstance(row, FilePrediction) else _placed(next(results), row, windows)
     for row in stream.take(0):
@@ -275,13 +275,13 @@ def _classified(
         yield row
 
 
-def _answers(
-    batch: Batch, model: MBT, preprocess: torch.nn.Module, fabric: Fabric, top: int, experiment: Experiment
+def classify(
+    batch: Batch, model: MBT, preprocess: torch.nn.Module, fabric: Fabric, top: int, average: str
 ) -> Iterator[FilePrediction]:
+    """What each row of a batch is classified as, its file left open: `answers_of` what the model says of it."""
     with fabric.autocast():
         logits = by_task(forward(model, preprocess, batch.to(fabric.device)).logits)
-    whole = {task: values.float().cpu() for task, values in logits.items()}
-    return answers_of(batch, whole, model, top, experiment.evaluate.average)
+    return answers_of(batch, {task: values.float().cpu() for task, values in logits.items()}, model, top, average)
 
 
 @torch.inference_mode()
@@ -307,16 +307,16 @@ def predict_rows(
         answered: (id, None) of what is left out.
     """
     views = experiment.evaluate.views
-    rows = np.array([row for row in rows.tolist() if (manifest.row(row).id, None) not in answered], np.int64)
+    rows = np.array([row for row in rows.tolist() if (manifest.ids[row].as_py(), None) not in answered], np.int64)
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
     loader = make_loader(dataset, sampler, experiment.data.workers if len(rows) > FEW else 0, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
-        found = _answers(batch, model, preprocess, fabric, top, experiment)
+        found = classify(batch, model, preprocess, fabric, top, experiment.evaluate.average)
         for row, prediction in zip(dict.fromkeys(batch.index.tolist()), found, strict=True):
-            yield replace(prediction, file=manifest.row(row).id)
+            yield replace(prediction, file=manifest.ids[row].as_py())
 
 
 def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: float | None = None) -> Manifest:

@@ -20,9 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mbt_core.data.collate import Batch, Preprocess
-from mbt_core.evaluate.evaluator import forward
-from mbt_core.evaluate.predict import FilePrediction, answers_of
-from mbt_core.model.loss import by_task
+from mbt_core.evaluate.predict import FilePrediction, classify
 from mbt_core.run import Run
 from mbt_core.serve.reading import Readers, Reading
 from mbt_core.serve.upload import Received, Refused, receive
@@ -119,10 +117,7 @@ class Service:
     @torch.inference_mode()
     def classify(self, batch: Batch, top: int) -> FilePrediction:
         """The views of one file -> its `top` labels a task."""
-        with self.fabric.autocast():
-            logits = by_task(forward(self.model, self.preprocess, batch.to(self.fabric.device)).logits)
-        logits = {task: values.float().cpu() for task, values in logits.items()}
-        [found] = answers_of(batch, logits, self.model, top, self.run.experiment.evaluate.average)
+        [found] = classify(batch, self.model, self.preprocess, self.fabric, top, self.run.experiment.evaluate.average)
         return found
 
     def describe(self) -> dict[str, Any]:

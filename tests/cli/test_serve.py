@@ -265,7 +265,7 @@ def test_scores_that_are_not_finite(service, clip, monkeypatch):
     def overflow(logits):
         return {task: values / 0 for task, values in by_task(logits).items()}
 
-    monkeypatch.setattr("mbt_core.serve.app.by_task", overflow)
+    monkeypatch.setattr("mbt_core.evaluate.predict.by_task", overflow)
     status, found = post(service.address, part(clip.read_bytes()))
     assert status == 422
     assert found["error"].startswith("the model gives no finite scores")

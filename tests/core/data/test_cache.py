@@ -167,23 +167,17 @@ def test_modalities_that_disagree_are_kept_apart(data: Path, monkeypatch: pytest
     assert_same(examples(manifest, modalities(), None, True), examples(manifest, modalities(), cache, True))
 
 
-def test_sound_of_no_known_rate_is_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sound, "decode_settings", lambda self: {})
+@pytest.mark.parametrize(("kind", "kept"), [(Sound, "frames"), (Pictures, "waveform")])
+def test_what_does_not_say_how_is_not_kept(
+    data: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Sound | Pictures], kept: str
+) -> None:
+    """Neither sound of no known rate nor frames of no known size."""
+    monkeypatch.setattr(kind, "decode_settings", lambda self: {})
     modalities = four(p=0.3, s=0.45)
     manifest = read(data, modalities)
     decoded = decodings(monkeypatch)
     cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
-    assert {reads for _, reads in decoded} == {("frames",), ("array",)}
-    assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
-
-
-def test_frames_of_no_known_size_are_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pictures, "decode_settings", lambda self: {})
-    modalities = four(p=0.3, s=0.45)
-    manifest = read(data, modalities)
-    decoded = decodings(monkeypatch)
-    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
-    assert {reads for _, reads in decoded} == {("waveform",), ("array",)}
+    assert {reads for _, reads in decoded} == {(kept,), ("array",)}
     assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
 
 
