@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mbt_core import MBT
-from mbt_core.model.block import Block
+from mbt_core.model.block import compile_blocks
 from mbt_core.model.loss import example_losses
 from mbt_core.plugins import registry
 
@@ -203,9 +203,7 @@ def mbt(
     if shared is not None:  # not for their values, but for the memory
         model.load_state_dict(shared.state_dict(), strict=False, assign=True)
     if setting.compile:
-        for module in model.modules():
-            if isinstance(module, Block):
-                module.compile()
+        compile_blocks(model)
     targets = {name: {"label": _targets(setting)} for name in (*inputs, "")}
     return Contestant(model, lambda: example_losses(model(inputs), targets, model.config.head).mean(), setting)
 

@@ -34,7 +34,7 @@ from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
 from mbt_core.hub import upload
 from mbt_core.model import MBT
-from mbt_core.model.block import Block
+from mbt_core.model.block import compile_blocks
 from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.resolve import check_tasks, doubts, make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
@@ -372,9 +372,7 @@ def _train(
     freeze(model, config)
     layer = find_cut(model, config)
     if config.compile:
-        for block in model.modules():
-            if isinstance(block, Block):
-                block.compile()
+        compile_blocks(model)
     monitor = monitored(experiment)  # a wrong name is told even where there is no val to use it on
     assert isinstance(config.batch_size, int)
     plan = make_plan(

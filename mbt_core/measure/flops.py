@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,8 +18,7 @@ from mbt_core.config import MBTConfig, TrainConfig
 from mbt_core.data.collate import Preprocess, blank_batch
 from mbt_core.model import MBT
 from mbt_core.model.loss import example_losses
-from mbt_core.model.mbt import TokenTransform
-from mbt_core.tokens import Tokens
+from mbt_core.training.memory import full_length
 from mbt_core.training.optimizer import freeze
 
 PARTS = ("tokenizers", "stream layers", "fused layers", "head")
@@ -110,16 +108,6 @@ def count_step(config: MBTConfig, train: TrainConfig) -> Step:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = sum(math.prod(model.stream(name).grid) for name in model.modalities)
     return Step(counter.get_total_flops(), trained, tokens)
-
-
-def full_length(model: MBT) -> TokenTransform:
-    """Makes every sequence as long as its grid allows: stand-ins of texts are as good as empty."""
-
-    def fill(tokens: dict[str, Tokens]) -> dict[str, Tokens]:
-        grids = {name: math.prod(model.stream(name).grid) for name in tokens}
-        return {name: Tokens(F.pad(x, (0, 0, 0, grids[name] - x.shape[1]))) for name, (x, _) in tokens.items()}
-
-    return fill
 
 
 def _part_of(name: str, fusion_layer: int) -> str:

@@ -19,10 +19,10 @@ from torch import nn
 
 from mbt_core.config import TrainConfig
 from mbt_core.data.collate import Batch
-from mbt_core.measure.flops import full_length
 from mbt_core.model import MBT
-from mbt_core.model.block import Block
+from mbt_core.model.block import compile_blocks
 from mbt_core.model.loss import example_losses
+from mbt_core.training.memory import full_length
 from mbt_core.training.optimizer import freeze, make_optimizer, set_lr, set_training
 
 
@@ -123,9 +123,7 @@ def training(
         optimizer.zero_grad(set_to_none=True)
 
     if config.compile:
-        for block in model.modules():
-            if isinstance(block, Block):
-                block.compile()
+        compile_blocks(model)
         run()
     return _repeat(run, len(batch), memory, seconds)
 

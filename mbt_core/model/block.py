@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from timm.layers import DropPath, get_act_layer
+from timm.layers import DropPath as TimmDropPath
+from timm.layers import get_act_layer
 from timm.models.vision_transformer import Attention as TimmAttention
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from mbt_core.model.attention import attend
 
 Attended = tuple[Tensor, Tensor]
 """Queries and keys of one attention, each [B, H, N, E] and [B, H, K, E]."""
+VARIANTS = 64
+"""Most ways of calling a block that are compiled: with mask, with context, in training, of varying lengths, frozen."""
 
 
 class Attention(TimmAttention):
@@ -49,6 +52,23 @@ class Attention(TimmAttention):
             mask_BK = mask_BK | ~mask_BK.any(1, keepdim=True)
         y = attend(q, k, v, mask_BK, self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(y.transpose(1, 2).reshape(B, N, D)))
+
+
+class DropPath(TimmDropPath):
+    """timm's stochastic depth, one graph for all rates: compiled, a number would make each layer a graph of its own."""
+
+    keep: Tensor
+
+    def __init__(self, drop_prob: float, scale_by_keep: bool) -> None:
+        super().__init__(drop_prob, scale_by_keep)
+        self.register_buffer("keep", torch.tensor(1 - drop_prob), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not torch.compiler.is_compiling():
+            return super().forward(x)
+        keep = self.keep.to(x.dtype)
+        kept = torch.bernoulli(keep.expand(x.shape[0], *[1] * (x.ndim - 1)))
+        return x * (kept / keep if self.scale_by_keep else kept)
 
 
 class Block(TimmBlock):
@@ -104,3 +124,17 @@ class Block(TimmBlock):
         normed = None if context is None else self.norm1(context)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), normed, mask, record)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compiles every block in place, at its first call; blocks that are called alike share what is compiled.
+
+    By default torch gives up after 8 ways of calling a function, with a warning, and runs what is left uncompiled.
+    """
+    import torch._dynamo  # a second that only this takes
+
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.compile()

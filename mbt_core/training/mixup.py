@@ -48,12 +48,13 @@ class Mixup:
     @staticmethod
     def _mix(tokens: Tokens, w: float | Tensor) -> Tokens:
         x, mask = tokens
+        # a number stays one: as a tensor it would have to be copied to the device, which waits for it
+        mixed_B1 = (w < 1)[:, None] if isinstance(w, Tensor) else w < 1
         w = w[:, None, None].to(x.dtype) if isinstance(w, Tensor) else w
         if mask is None:
             return Tokens(w * x + (1 - w) * x.flip(0))
         x = torch.where(mask[..., None], x, 0)  # padding must add nothing to the partner's tokens
-        mixed_in = mask.flip(0) & (torch.as_tensor(w, device=x.device) < 1).reshape(-1, 1)
-        return Tokens(w * x + (1 - w) * x.flip(0), mask | mixed_in)
+        return Tokens(w * x + (1 - w) * x.flip(0), mask | (mask.flip(0) & mixed_B1))
 
     def targets(
         self, targets: Mapping[str, Tensor], names: list[str], present: Mapping[str, Tensor] | None
