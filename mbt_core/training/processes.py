@@ -54,9 +54,18 @@ class Hardware:
     nodes: int = 1
     parallel: str = "ddp"
 
-    def fabric(self, precision: str, place: Place = ALONE) -> Fabric:
-        """The devices and precision, for processes in their places. Raises `ConfigError` for a device not there."""
-        several = place.world > 1
+    def fabric(self, precision: str, place: Place = ALONE, joined: bool | None = None) -> Fabric:
+        """The devices and precision, for processes in their places.
+
+        Args:
+            precision: ``32`` or ``bf16``.
+            place: of this process.
+            joined: whether to exchange gradients as `parallel` says, by `connect`; if there are several by default.
+
+        Raises:
+            ConfigError: for a device that is not there.
+        """
+        several = place.world > 1 if joined is None else joined
         return Fabric(
             accelerator=self.accelerator(place),
             devices=place.local_world,
@@ -172,7 +181,7 @@ def together(hardware: Hardware, precision: str) -> Iterator[Team]:
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     accelerator = hardware.accelerator(place)  # an error is best found before others are started
     with processes(place):
-        _connect(place, accelerator)
+        connect(place, accelerator)
         fabric = hardware.fabric(precision, place)
         fabric.launch()
         team = Team(fabric)
@@ -190,7 +199,7 @@ def together(hardware: Hardware, precision: str) -> Iterator[Team]:
         watch.end()
 
 
-def _connect(place: Place, accelerator: str) -> None:
+def connect(place: Place, accelerator: str) -> None:
     """Joins the processes. Fabric would too, but after a restart by `torchrun` it meets what the last attempt left."""
     store = next(dist.rendezvous("env://", place.rank, place.world, timeout=TIMEOUT))[0]
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
