@@ -25,8 +25,12 @@ from mbt_core.model.loss import example_losses
 from mbt_core.plugins import registry
 from mbt_core.training.optimizer import make_optimizer
 
-TOLERANCES = {"32": 2e-4, "bf16": 8e-2}
-"""Largest difference, of a tensor's norm. TF32, which is off, would be above the first."""
+TOLERANCES = {
+    "32": {"logits": 1e-4, "gradients": 2e-4, "weights": 2e-4},
+    "bf16": {"logits": 0.03, "gradients": 0.1, "weights": 0.1},
+}
+"""Largest difference, of a tensor's norm. On a CPU, at MBT-B's width: 2e-6, and in bf16 0.013. TF32, which is off,
+would be above the first ones: it rounds an eighth as much as bf16."""
 PREPROCESSED = 1e-3
 """Largest difference of a value that a preprocessor gives, in standard deviations of its output."""
 SMALLEST = 0.05
@@ -154,15 +158,16 @@ def strategies(options: Any, earlier: Sequence[Row], report: Report) -> None:
             plain = randomise(mbt(size, inputs, setting, strategy).model)
             models = [(plain, inputs, None), all_kinds(made, strategy, options.tiny)]
             expected = [outcome(*model, torch.device("cpu"), "64") for model in models]
-            for precision, tolerance in TOLERANCES.items():
+            for precision, allowed in TOLERANCES.items():
                 found = [outcome(*model, device, precision) for model in models]
                 worst = {
                     what: max(largest_difference(a[what], b[what]) for a, b in zip(found, expected, strict=True))
                     for what in found[0]
                 }
                 measured = ", ".join(f"{what} {value:.1e}" for what, value in worst.items())
-                ok = max(worst.values()) <= tolerance
-                report(f"{strategy}, {precision}", measured, f"at most {tolerance:g} of a norm", ok, **worst)
+                limit = f"at most {', '.join(f'{tolerance:g}' for tolerance in allowed.values())}"
+                ok = all(worst[what] <= tolerance for what, tolerance in allowed.items())
+                report(f"{strategy}, {precision}", measured, limit, ok, **worst)
 
 
 def kinds(options: Any, earlier: Sequence[Row], report: Report) -> None:

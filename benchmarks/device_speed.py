@@ -35,10 +35,10 @@ from mbt_core.measure.speed import training as measure_training
 
 BATCH = 64
 PEAKS = {
-    "B200": 2250, "GH200": 989, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362,
-    "L4": 121, "A10G": 70, "A10": 125, "RTX 4090": 165,
+    "GB200": 2500, "B200": 2250, "H200": 989, "H100 NVL": 835, "H100 PCIe": 756, "H100": 989, "A100": 312,
+    "L40S": 362, "L40": 181, "L4": 121, "A10G": 70, "A10": 125, "RTX 4090": 165,
 }  # fmt: skip
-"""Part of a device's name -> TFLOP/s of dense bf16 products with float32 sums, as its maker states them."""
+"""Part of a device's name, the first that fits -> TFLOP/s of dense products in bf16, as its maker states them."""
 TINY_SETS = ("model.backbone={dim: 32, depth: 3, heads: 2}", "model.fusion.layer=2", "modalities.rgb.size=32",
              "modalities.rgb.short_side=32", "modalities.audio.seconds=0.64")  # fmt: skip
 DOCUMENT = Path(__file__).parent.parent / "docs/performance.md"

@@ -129,13 +129,13 @@ def run_section(
         while (row := _next(receiver, until)) is not None:
             since = time.monotonic()
             add(row)
+        process.join(GRACE)
     except TimeoutError:
-        fail(f"not done within {budget:.0f} s")
+        fail(f"not done within {budget:.3g} s")
     except EOFError:
         process.join(GRACE)
         fail(f"its process ended by {_described(process.exitcode)}")
     finally:
-        process.join(GRACE)
         _end(process.pid)
         process.join()
     return rows
@@ -164,6 +164,7 @@ def _enter(section: Section, options: Any, earlier: Sequence[Row], sender: Conne
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.dup2(2, 1)  # stdout is the table's
+    sys.stdout = sys.stderr
     since = time.monotonic()
 
     def report(
