@@ -124,8 +124,7 @@ class Clip(Closing):
                 return folder.duration
             if not self._is_timed(reads):
                 return None
-            end = self._media().end_of(self._stream_for(reads))
-            return self._media().last_time if end is None else end
+            return self._media().end_of(self._stream_for(reads))
 
     @property
     def frame_rate(self) -> float | None:

@@ -15,6 +15,7 @@ from av.stream import Discard, Disposition
 
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.lengths import is_truncated
+from mbt_core.media.placing import Grid
 
 # Formats that hold their own media. Left out are playlists and scripts (hls, concat, ...), which name other files
 # or hosts, and demuxers that take anything for media (text screens, raw samples).
@@ -31,6 +32,10 @@ MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
 SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
 OPEN_GOP = 5.0  # seconds before a keyframe where another one is expected
+TAIL = (2.0, 20.0)  # seconds before the end, from which on its last packets are looked for, tried in turn
+AGREED = 0.1  # seconds of filling that the last packets of MP3 may hold
+# Formats whose stated lengths are guessed from few packets, are understood in several ways, or depend on the writer.
+DOUBTED = ("matroska", "mpeg", "avi", "flv", "mp3", "aac", "ac3", "eac3", "amr")
 BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
 
 
@@ -55,6 +60,8 @@ class Container:
         self.reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=f"clip{hint}")
         self.timeout = timeout
         self.input: Any = None
+        self.grid: Grid | None = None  # of the sound, once it is known
+        self.ends: dict[int, float] = {}  # what `end_of` has found, by the index of the stream
         self.start_clock()
         if is_truncated(file, self._check_clock):
             raise MediaError(f"{name}: truncated: the file is shorter than it says")
@@ -97,17 +104,65 @@ class Container:
         """When `stream` begins, in seconds."""
         return 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - self.zero
 
-    def end_of(self, stream: Any, of_all: bool = True) -> float | None:
-        """When `stream` ends, in seconds, as the file states it; None if it does not.
+    def stated_end(self, stream: Any) -> float | None:
+        """When `stream` ends, in seconds, as the file states it of this stream; None if it does not, or it cannot be.
 
-        Without a statement of its own it ends, with `of_all`, when the file does.
+        In a Matroska file it is what the writer took for it: of FFmpeg the end, of mkvmerge the length.
         """
+        begin = self.begin_of(stream)
         if stream.duration is not None:
-            return self.begin_of(stream) + stream.duration * float(stream.time_base)
-        tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
-        if tag is not None:
-            return 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - self.zero
-        return None if self.input.duration is None or not of_all else self.input.duration / av.time_base
+            # what is to be skipped at the start of Opus counts as a part of the length, but not of the time
+            end = begin + (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)
+        else:
+            tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+            end = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - self.zero if tag else 0.0
+            end = min(end, self._stated_length or end)
+        return end if end > max(begin, 0.0) else None
+
+    @property
+    def _stated_length(self) -> float | None:
+        """Seconds from the start of the container to its end, as the file states it; None if it does not."""
+        length = (self.input.duration or 0) / av.time_base
+        return length if length > 0 else None
+
+    def end_of(self, stream: Any) -> float:
+        """When `stream` ends, in seconds, found at its last packets where what the file states is not to be relied on.
+
+        Raises:
+            MediaError: the time is over.
+        """
+        stated = self.stated_end(stream)
+        if stated is not None and not self.input.format.name.startswith(DOUBTED):
+            return stated
+        index = stream.index
+        if index not in self.ends:
+            last = self._last_time_of(stream, self._stated_length if stated is None else stated)
+            if last is None:
+                last = self.last_time if stated is None else stated
+            elif stated is not None and self.input.format.name == "mp3" and abs(stated - last) < AGREED:
+                last = stated  # packets do not tell how much of the last one is filling
+            self.ends[index] = last
+        return self.ends[index]
+
+    def _last_time_of(self, stream: Any, about: float | None) -> float | None:
+        """When the last packet of `stream` ends, in seconds, looked for from shortly before `about` on; None if packets
+        do not tell."""
+        index, end = stream.index, None
+        origins = [] if about is None else [about - back for back in TAIL if about - back > self.begin_of(stream)]
+        for origin in [*origins, None]:
+            self.used.add(-1)  # no stream, but no longer the start
+            try:
+                self._seek(index, origin)
+            except av.FFmpegError:
+                continue
+            for packet in self.input.demux(self.input.streams[index]):
+                self._check_clock()
+                if packet.pts is not None:
+                    at = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero
+                    end = at if end is None else max(end, at)
+            if end is not None:
+                break
+        return end
 
     def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
         """Decoded frames of `stream` with their times, in the order in which they are shown.
@@ -131,7 +186,7 @@ class Container:
 
     def _origins(self, stream: Any, start: float) -> list[float | None]:
         """Times to seek to, in turn, until a decoded frame is at or before `start`; None is the very start."""
-        begin, end = self.begin_of(stream), self.end_of(stream)
+        begin, end = self.begin_of(stream), self.stated_end(stream) or self._stated_length
         if end is None:
             return [None]
         return [*(min(start, end) - back for back in SEEK_BACK if min(start, end) - back > begin), None]
@@ -217,6 +272,13 @@ class Container:
 def is_before(pts: int | None, limit: int | None) -> bool:
     """Whether both timestamps are known and `pts` comes before `limit`."""
     return pts is not None and limit is not None and pts < limit
+
+
+def skipped_by_opus(stream: Any) -> int:
+    """Samples at the start of an Ogg Opus stream that are not played (RFC 7845, 5.1); 0 for other streams."""
+    header = (stream.codec_context.extradata or b"") if stream.codec_context is not None else b""
+    is_ogg = stream.container.format.name == "ogg" and header.startswith(b"OpusHead")
+    return int.from_bytes(header[10:12], "little") if is_ogg else 0
 
 
 def length_of(frame: Any, stream: Any) -> float:
