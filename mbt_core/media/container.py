@@ -33,7 +33,7 @@ DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXEL
 SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
 OPEN_GOP = 5.0  # seconds before a keyframe where another one is expected
 TAIL = (2.0, 20.0)  # seconds before the end, from which on its last packets are looked for, tried in turn
-AGREED = 0.1  # seconds of filling that the last packets of MP3 may hold
+FILLING = 0.1  # seconds of it that the last packets of MP3 may hold
 # Formats whose stated lengths are guessed from few packets, are understood in several ways, or depend on the writer.
 DOUBTED = ("matroska", "mpeg", "avi", "flv", "mp3", "aac", "ac3", "eac3", "amr")
 BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
@@ -91,6 +91,11 @@ class Container:
                 stream.codec_context.options = DECODER_OPTIONS
         self.used: set[int] = set()  # indices of streams read from
 
+    def restart(self) -> None:
+        """Open the file anew, unless nothing has been read of it."""
+        if self.used:
+            self._open()
+
     def close(self) -> None:
         """Free the decoders."""
         if self.input is not None:
@@ -105,19 +110,21 @@ class Container:
         return 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - self.zero
 
     def stated_end(self, stream: Any) -> float | None:
-        """When `stream` ends, in seconds, as the file states it of this stream; None if it does not, or it cannot be.
+        """When `stream` ends, in seconds, as the file states it; None if it does not, or it cannot be."""
+        return next(iter(self._stated_ends(stream)), None)
 
-        In a Matroska file it is what the writer took for it: of FFmpeg the end, of mkvmerge the length.
-        """
+    def _stated_ends(self, stream: Any) -> list[float]:
+        """When `stream` may end by what the file states, in seconds: after its begin, and after the clip's."""
         begin = self.begin_of(stream)
         if stream.duration is not None:
             # what is to be skipped at the start of Opus counts as a part of the length, but not of the time
-            end = begin + (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)
+            ends = [begin + (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)]
         else:
-            tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-            end = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) - self.zero if tag else 0.0
-            end = min(end, self._stated_length or end)
-        return end if end > max(begin, 0.0) else None
+            tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
+            told = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
+            # the end, as FFmpeg writes it, or the length, as mkvmerge does
+            ends = [min(end, self._stated_length or end) for end in (told - self.zero, begin + told) if told]
+        return [end for end in ends if end > max(begin, 0.0)]
 
     @property
     def _stated_length(self) -> float | None:
@@ -126,43 +133,54 @@ class Container:
         return length if length > 0 else None
 
     def end_of(self, stream: Any) -> float:
-        """When `stream` ends, in seconds, found at its last packets where what the file states is not to be relied on.
+        """When `stream` ends, in seconds: as the file states it, if that is within its last packet.
 
         Raises:
             MediaError: the time is over.
         """
-        stated = self.stated_end(stream)
-        if stated is not None and not self.input.format.name.startswith(DOUBTED):
-            return stated
+        stated, form = self._stated_ends(stream), self.input.format.name
+        if stated and not form.startswith(DOUBTED):
+            return stated[0]
         index = stream.index
         if index not in self.ends:
-            last = self._last_time_of(stream, self._stated_length if stated is None else stated)
+            last = self._last_packet(stream, stated[0] if stated else self._stated_length)
             if last is None:
-                last = self.last_time if stated is None else stated
-            elif stated is not None and self.input.format.name == "mp3" and abs(stated - last) < AGREED:
-                last = stated  # packets do not tell how much of the last one is filling
-            self.ends[index] = last
+                self.ends[index] = stated[0] if stated else self.last_time
+            else:
+                begin, end = last
+                # the last frames of MP3 may be nothing but filling, and program streams state a guess
+                room = (begin - FILLING, end + FILLING) if form == "mp3" else (begin, end)
+                agreed = [] if form.startswith("mpeg") else [at for at in stated if room[0] <= at <= room[1]]
+                self.ends[index] = agreed[0] if agreed else end
         return self.ends[index]
 
-    def _last_time_of(self, stream: Any, about: float | None) -> float | None:
-        """When the last packet of `stream` ends, in seconds, looked for from shortly before `about` on; None if packets
-        do not tell."""
-        index, end = stream.index, None
-        origins = [] if about is None else [about - back for back in TAIL if about - back > self.begin_of(stream)]
+    def _last_packet(self, stream: Any, about: float | None) -> tuple[float, float] | None:
+        """When the last packet of `stream` begins and ends, in seconds; None if packets do not tell the time.
+
+        One that does not tell its length is taken to be as long as the one before.
+
+        Args:
+            about: seconds from shortly before which on it is looked for; None: through the file.
+        """
+        index, begin = stream.index, self.begin_of(stream)
+        origins = [] if about is None else [about - back for back in TAIL if about - back > begin]
         for origin in [*origins, None]:
             self.used.add(-1)  # no stream, but no longer the start
             try:
                 self._seek(index, origin)
             except av.FFmpegError:
                 continue
+            before = last = end = -math.inf
             for packet in self.input.demux(self.input.streams[index]):
                 self._check_clock()
-                if packet.pts is not None:
-                    at = float((packet.pts + (packet.duration or 0)) * packet.time_base) - self.zero
-                    end = at if end is None else max(end, at)
-            if end is not None:
-                break
-        return end
+                if packet.pts is None:
+                    continue
+                at = float(packet.pts * packet.time_base) - self.zero
+                before, last = (last, at) if at > last else (max(before, at), last)
+                end = max(end, at + float((packet.duration or 0) * packet.time_base))
+            if math.isfinite(last) and (end > last or math.isfinite(before) or origin is None):
+                return last, end if end > last or not math.isfinite(before) else last + last - before
+        return None
 
     def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
         """Decoded frames of `stream` with their times, in the order in which they are shown.
@@ -221,8 +239,13 @@ class Container:
                 if origin is not None and strict_from is None and key is not None:
                     # Later pictures, too, may expect that those before the keyframe are known.
                     again = self._decode_from(index, key * tick - self.zero - OPEN_GOP, strict_from=key)
-                    yield from (found for found in again if found[0] > at)
-                    return
+                    further = False
+                    for shown in again:
+                        if shown[0] > at:
+                            further = True
+                            yield shown
+                    if further:
+                        return
                 where = f"its {stream.type} after {expected:.2f} s"
                 raise MediaError(f"{self.name}: cannot decode {where}: {reason(error)}") from error
             for frame in frames:

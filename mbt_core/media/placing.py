@@ -19,8 +19,10 @@ import numpy as np
 JITTER = 0.01  # seconds by which timestamps may differ from counting samples; beyond, there is a gap
 STEADY = 5  # frames of the running median: what lasts for less than three of them does not persist
 LEAD = 12  # frames at a stream's start that tell where it begins
+COARSE = 2  # samples of a tick from which on a timestamp does not tell a sample
 ROUNDING = 0.501  # of a tick: by how much a rounded timestamp is wrong at most
 LOST = 0.9  # of a frame: where a format keeps no gaps, what is lost is at least one packet
+LATE = 3  # frames by which sound may be late where timestamps are rough, without a loss
 
 Chunk = tuple[float, np.ndarray]
 Run = tuple[int, np.ndarray]
@@ -34,7 +36,7 @@ class Clock:
         rate: samples a second.
         tick: samples of one step of its timestamps.
         gapless: the format is written as it comes, so that a gap is a loss.
-        late: timestamps are late by up to a frame, and right now and then.
+        late: timestamps are rough: late by up to some frames, and right now and then.
     """
 
     rate: int
@@ -50,7 +52,7 @@ class Clock:
     @property
     def is_coarse(self) -> bool:
         """Whether timestamps are too coarse to tell a sample."""
-        return self.tick > 2
+        return self.tick > COARSE
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Grid:
         step: common divisor of the lengths of frames; 0: unknown.
     """
 
-    origin: float
-    phase: float
+    origin: int
+    phase: int
     step: int
 
 
@@ -79,9 +81,10 @@ def grid_of(chunks: Sequence[Chunk], clock: Clock, step: int = 0) -> Grid:
     low, high = near.max() - rounding, near.min() + rounding
     if low <= high:
         origin = min(max(origin, float(low)), float(high))
-    elif abs(origin - np.median(near)) > 2 * clock.tick:
-        origin = float(np.median(near))
-    return Grid(origin, origin + len(lead[0][1]), step or common_step(lead))
+    elif abs(origin - median(near)) > 2 * clock.tick:
+        origin = median(near)
+    first = round(origin)
+    return Grid(first, first + len(lead[0][1]), step or common_step(lead))
 
 
 def common_step(chunks: Sequence[Chunk]) -> int:
@@ -95,9 +98,14 @@ def deviations_of(chunks: Sequence[Chunk]) -> np.ndarray:
     return np.array([at for at, _ in chunks]) - np.cumsum([0, *lengths[:-1]])
 
 
+def median(values: np.ndarray) -> float:
+    """The lower one of the two middle values if there are two, so that it is one of them."""
+    return float(np.partition(values, (len(values) - 1) // 2)[(len(values) - 1) // 2])
+
+
 def near_median(deviations: np.ndarray, clock: Clock) -> np.ndarray:
     """Those that are within a tick of their median, as rounding leaves them."""
-    return deviations[np.abs(deviations - np.median(deviations)) <= 2 * ROUNDING * clock.tick]
+    return deviations[np.abs(deviations - median(deviations)) <= 2 * ROUNDING * clock.tick]
 
 
 def place(chunks: Sequence[Chunk], clock: Clock, grid: Grid | None, from_start: bool) -> list[Run]:
@@ -112,14 +120,14 @@ def place(chunks: Sequence[Chunk], clock: Clock, grid: Grid | None, from_start: 
     deviations = deviations_of(chunks)
     bounds = stretches(deviations, clock.jitter)
     if clock.gapless:
-        frame = float(np.median([len(samples) for _, samples in chunks]))
+        frame = median(np.array([len(samples) for _, samples in chunks])) * (LATE if clock.late else 1)
         bounds = losses(deviations, bounds, max(clock.jitter, LOST * frame), clock.rate if from_start else math.inf)
     runs = []
+    if not (from_start or clock.gapless):
+        # of frames from beyond a gap that are too few to persist it is not known when they end
+        lead = deviations[: bounds[1]]
+        bounds[0] = int((np.abs(lead - median(lead)) <= clock.jitter).argmax())
     for low, high in pairwise(bounds):
-        if low == 0 and not from_start and not clock.gapless:
-            # frames from beyond a gap that are too few to persist: when they end is not known
-            steady = np.abs(deviations[:high] - np.median(deviations[:high])) <= clock.jitter
-            low = int(steady.argmax())
         samples = np.concatenate([samples for _, samples in chunks[low:high]])
         runs.append((origin_of(chunks[low:high], clock, grid, from_start and low == 0), samples))
     return runs
@@ -146,7 +154,7 @@ def losses(deviations: np.ndarray, bounds: list[int], lost: float, back: float) 
     Sound that is written as it comes cannot overlap: a stretch that would overlap what follows it, by up to `back`
     samples, was given timestamps that are too late, as demuxers do that guess them.
     """
-    levels = [float(np.median(deviations[low:high])) for low, high in pairwise(bounds)]
+    levels = [median(deviations[low:high]) for low, high in pairwise(bounds)]
     level, cuts = levels[-1], [bounds[-1]]
     for bound, before in zip(bounds[-2:0:-1], levels[-2::-1], strict=True):
         if lost <= level - before or before - level > back:
@@ -163,12 +171,12 @@ def origin_of(chunks: Sequence[Chunk], clock: Clock, grid: Grid | None, is_first
     if clock.late:
         return round(float(deviations.min()))
     near = near_median(deviations, clock)
-    origin = float(near.min() + near.max()) / 2 if clock.is_coarse else float(np.median(deviations))
+    origin = float(near.min() + near.max()) / 2 if clock.is_coarse else median(deviations)
     if grid is None:
         return round(origin)
     reach = 2 * clock.tick
     if is_first and abs(origin - grid.origin) <= reach:
-        return round(grid.origin)
+        return grid.origin
     step = math.gcd(grid.step, common_step(chunks))
     if step > reach:
         # the first chunk may be cut: the second one is on the grid

@@ -10,10 +10,12 @@ import numpy as np
 
 from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError
-from mbt_core.media.placing import JITTER, LEAD, STEADY, Chunk, Clock, Run, grid_of, place
+from mbt_core.media.placing import COARSE, JITTER, LEAD, STEADY, Chunk, Clock, Run, grid_of, place
 
 # Decoders need some packets (overlapping blocks, bit reservoirs) before what they give is right: Opus asks for 80 ms.
 PRE_ROLL = 0.25  # seconds
+PRE_ROLL_SAMPLES = 6000  # at low rates MP3 reaches back for longer
+OGG_TIMED = ("vorbis", "opus")  # codecs whose timestamps in Ogg are right from the first page after a seek
 AT_START = 1.0  # seconds after the start of the sound within which it is decoded from there
 FILTER_MARGIN = 64  # samples of the lower rate: more than half the length of swresample's filter
 SHORT = 0.5  # seconds by which sound may end before the file says it does
@@ -98,38 +100,44 @@ def window_of(
 def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[Run], int]:
     """The sound from `start` to `stop` at its own rate: unbroken runs as (index of the first sample, [samples]
     float32 mono), and that rate. Index 0 is the clip's start."""
-    form, codec = container.input.format.name, container.audio.codec_context.name
-    roll = pre_roll(form, codec)
-    begin = start - roll
-    from_start = begin < container.begin_of(container.audio) + AT_START
-    if from_start:
-        begin = -math.inf
-    chunks, rate = decoded_chunks(container, begin, stop)
-    late = form == "mpeg" and codec.startswith("pcm")
-    clock = Clock(rate, float(container.audio.time_base) * rate, form in WITHOUT_GAPS, late)
-    if container.grid is None and (clock.is_coarse or (form == "ogg" and roll > PRE_ROLL)):
-        lead = chunks if from_start else decoded_chunks(container, -math.inf, -math.inf)[0]
-        container.grid = grid_of(lead, clock, vorbis_step(container.audio.codec_context))
+    audio, form = container.audio, container.input.format.name
+    codec, stated_rate, tick = audio.codec_context.name, audio.sample_rate or 0, float(audio.time_base)
+    begin = start - pre_roll(form, codec, stated_rate)
+    from_start = begin < container.begin_of(audio) + AT_START
+    lead: tuple[list[Chunk], int] | None = None
+    if container.grid is None and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
+        # only after opening do decoders skip what an encoder has put before the start
+        container.restart()
+        lead = decoded_chunks(container, -math.inf, stop if from_start else -math.inf, LEAD)
+    if lead is not None and from_start:
+        chunks, rate = lead
+    else:
+        chunks, rate = decoded_chunks(container, -math.inf if from_start else begin, stop)
+    clock = Clock(rate, tick * rate, form in WITHOUT_GAPS, late=form == "mpeg" and codec.startswith("pcm"))
+    if lead is not None:
+        container.grid = grid_of(lead[0], clock, vorbis_step(container.audio.codec_context))
     return place(chunks, clock, container.grid, from_start), rate
 
 
-def pre_roll(form: str, codec: str) -> float:
+def pre_roll(form: str, codec: str, rate: int) -> float:
     """Seconds before a window from which decoding it, and timing it, come out right.
 
     After a seek, some demuxers guess timestamps until a page or a packet has its own; what they make of compressed
     sound in .wav stays wrong.
     """
-    if form == "ogg" and codec not in ("vorbis", "opus"):
+    if form == "ogg" and codec not in OGG_TIMED:
         return 16.0  # a page has 64 KB at most
     if form == "mpeg":
         return 60.0 if codec.startswith("pcm") else 2.0
-    return math.inf if form == "wav" and not codec.startswith("pcm") else PRE_ROLL
+    if form == "wav" and not codec.startswith("pcm"):
+        return math.inf
+    return max(PRE_ROLL, PRE_ROLL_SAMPLES / rate) if rate else PRE_ROLL
 
 
-def decoded_chunks(container: Container, start: float, stop: float) -> tuple[list[Chunk], int]:
+def decoded_chunks(container: Container, start: float, stop: float, least: int = 0) -> tuple[list[Chunk], int]:
     """(position, [samples] float32 mono) of decoded frames, the first at or before `start`, and their rate.
 
-    They go on after `stop` until their timestamps are steady, and are enough to tell the grid of the stream.
+    They go on after `stop` until their timestamps are steady, and are at least so many, if there are.
     """
     chunks: list[Chunk] = []
     rate, steady, expected = 0, 0, 0.0
@@ -138,12 +146,11 @@ def decoded_chunks(container: Container, start: float, stop: float) -> tuple[lis
         if rate not in (0, frame.sample_rate) or not 0 < frame.sample_rate <= MAX_RATE:
             raise MediaError(f"{container.name}: unusable sample rate {frame.sample_rate} Hz")
         rate = frame.sample_rate
-        if drifting and frame.duration:
-            at *= frame.samples / rate / float(frame.duration * frame.time_base)
-        chunks.append((at * rate, mono(frame)))
+        stretch = frame.samples / rate / float(frame.duration * frame.time_base) if drifting and frame.duration else 1.0
+        chunks.append((at * stretch * rate, mono(frame)))
         steady = steady + 1 if abs(at - expected) <= JITTER else 0
         expected = at + frame.samples / rate
-        if at >= stop and steady > STEADY // 2 and len(chunks) >= LEAD:
+        if at >= stop and steady > STEADY // 2 and len(chunks) >= least:
             break
     return chunks, rate
 

@@ -72,7 +72,7 @@ def write_media(
                 if rotation is not None:
                     streams[what].set_display_rotation(rotation[0], hflip=rotation[1], vflip=rotation[2])
             if what == "audio" and audio is not None:
-                layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(audio)]
+                layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}[len(audio)]
                 streams[what] = out.add_stream(audio_codec, rate=rate, layout=layout)
         if frames is not None:
             encode_video(out, streams["video"], frames, times, fps)
@@ -112,7 +112,7 @@ def encode_audio(out: Any, stream: Any, audio: np.ndarray, rate: int, start: flo
     layout = stream.codec_context.layout.name
     target = stream.codec_context.format.name
     resampler = av.AudioResampler(format=target, layout=layout, rate=rate, frame_size=1024)
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio), format="fltp", layout=layout)
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio.T).reshape(1, -1), format="flt", layout=layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, round(start * rate), Fraction(1, rate)
     for part in [*resampler.resample(frame), *resampler.resample(None)]:
         out.mux(stream.encode(part))
