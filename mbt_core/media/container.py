@@ -239,13 +239,8 @@ class Container:
                 if origin is not None and strict_from is None and key is not None:
                     # Later pictures, too, may expect that those before the keyframe are known.
                     again = self._decode_from(index, key * tick - self.zero - OPEN_GOP, strict_from=key)
-                    further = False
-                    for shown in again:
-                        if shown[0] > at:
-                            further = True
-                            yield shown
-                    if further:
-                        return
+                    yield from (found for found in again if found[0] > at)
+                    return
                 where = f"its {stream.type} after {expected:.2f} s"
                 raise MediaError(f"{self.name}: cannot decode {where}: {reason(error)}") from error
             for frame in frames:
@@ -259,6 +254,7 @@ class Container:
         """Go to the keyframe before `origin`; read only packets of stream `index` from there on."""
         if index in self.used & self.noisy:
             self._open()
+        self._select(index)  # before seeking, which looks for timestamps of this stream
         if origin is not None or self.used:
             stream = self.input.streams[index]
             offset = BEFORE_ALL if origin is None else int((origin + self.zero) / float(stream.time_base))
@@ -268,7 +264,11 @@ class Container:
                 if origin is not None:
                     raise
                 self._open()
+                self._select(index)
         self.used.add(index)
+
+    def _select(self, index: int) -> None:
+        """Read only packets of stream `index`."""
         for stream in self.input.streams:
             stream.discard = Discard.default if stream.index == index else Discard.all
 

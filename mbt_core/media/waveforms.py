@@ -16,7 +16,6 @@ from mbt_core.media.placing import COARSE, JITTER, LEAD, STEADY, Chunk, Clock, R
 PRE_ROLL = 0.25  # seconds
 PRE_ROLL_SAMPLES = 6000  # at low rates MP3 reaches back for longer
 OGG_TIMED = ("vorbis", "opus")  # codecs whose timestamps in Ogg are right from the first page after a seek
-AT_START = 1.0  # seconds after the start of the sound within which it is decoded from there
 FILTER_MARGIN = 64  # samples of the lower rate: more than half the length of swresample's filter
 SHORT = 0.5  # seconds by which sound may end before the file says it does
 WITHOUT_GAPS = ("flac", "ogg", "mpegts", "mpeg")
@@ -103,7 +102,7 @@ def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[
     audio, form = container.audio, container.input.format.name
     codec, stated_rate, tick = audio.codec_context.name, audio.sample_rate or 0, float(audio.time_base)
     begin = start - pre_roll(form, codec, stated_rate)
-    from_start = begin < container.begin_of(audio) + AT_START
+    from_start = begin <= container.begin_of(audio)
     lead: tuple[list[Chunk], int] | None = None
     if container.grid is None and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
         # only after opening do decoders skip what an encoder has put before the start
@@ -183,12 +182,11 @@ def channels(frame: Any) -> np.ndarray:
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(frame.samples, -1).T
+    if data.dtype.kind == "f":
+        return data.astype(np.float32, copy=False)
     if data.dtype.kind == "u":
-        data = data.astype(np.float32) - 128
-        scale = 128.0
-    else:
-        scale = 2.0 ** (8 * data.itemsize - 1) if data.dtype.kind == "i" else 1.0
-    return data.astype(np.float32) / np.float32(scale)
+        return (data.astype(np.float32) - 128) / np.float32(128)
+    return data.astype(np.float32) / np.float32(2.0 ** (8 * data.itemsize - 1))
 
 
 def packed(frame: Any) -> Any:
