@@ -17,6 +17,7 @@ from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
 from mbt_core.media.closing import Closing
 from mbt_core.media.container import Container
+from mbt_core.media.ends import believed_end
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.folders import FrameFolder, PictureFolder, numbering
 from mbt_core.media.pictures import frames_at, frames_between
@@ -124,7 +125,7 @@ class Clip(Closing):
                 return folder.duration
             if not self._is_timed(reads):
                 return None
-            return self._media().end_of(self._stream_for(reads))
+            return believed_end(self._media(), self._stream_for(reads))
 
     @property
     def frame_rate(self) -> float | None:
@@ -302,7 +303,9 @@ class Clip(Closing):
         """The opened container, if it offers what `reads` names."""
         if not self.has(reads):
             raise MediaError(f"{self.name}: {LACKS[Reads(reads)]}")
-        return self._media()
+        media = self._media()
+        media.select(self._stream_for(reads))
+        return media
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -13,9 +12,9 @@ from typing import Any, BinaryIO
 import av
 from av.stream import Discard, Disposition
 
+from mbt_core.media.ends import stated_ends
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.lengths import is_truncated
-from mbt_core.media.placing import Grid
 
 # Formats that hold their own media. Left out are playlists and scripts (hls, concat, ...), which name other files
 # or hosts, and demuxers that take anything for media (text screens, raw samples).
@@ -32,10 +31,6 @@ MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
 SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
 OPEN_GOP = 5.0  # seconds before a keyframe where another one is expected
-TAIL = (2.0, 20.0)  # seconds before the end, from which on its last packets are looked for, tried in turn
-FILLING = 0.1  # seconds of it that the last packets of MP3 may hold
-# Formats whose stated lengths are guessed from few packets, are understood in several ways, or depend on the writer.
-DOUBTED = ("matroska", "mpeg", "avi", "flv", "mp3", "aac", "ac3", "eac3", "amr")
 BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
 
 
@@ -54,14 +49,13 @@ class Container:
 
     def __init__(self, file: BinaryIO, name: str, suffix: str, timeout: float) -> None:
         self.file = file
+        self.memo: dict[tuple[str, int], Any] = {}  # what is found out once of a stream: (what, its index)
         self.name = name
         # Not the file itself, as FFmpeg takes a "%" in its name for the pattern of a series.
         hint = suffix if suffix[1:].isalnum() else ""
         self.reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=f"clip{hint}")
         self.timeout = timeout
         self.input: Any = None
-        self.grid: Grid | None = None  # of the sound, once it is known
-        self.ends: dict[int, float] = {}  # what `end_of` has found, by the index of the stream
         self.start_clock()
         if is_truncated(file, self._check_clock):
             raise MediaError(f"{name}: truncated: the file is shorter than it says")
@@ -91,11 +85,6 @@ class Container:
                 stream.codec_context.options = DECODER_OPTIONS
         self.used: set[int] = set()  # indices of streams read from
 
-    def restart(self) -> None:
-        """Open the file anew, unless nothing has been read of it."""
-        if self.used:
-            self._open()
-
     def close(self) -> None:
         """Free the decoders."""
         if self.input is not None:
@@ -109,78 +98,29 @@ class Container:
         """When `stream` begins, in seconds."""
         return 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - self.zero
 
-    def stated_end(self, stream: Any) -> float | None:
-        """When `stream` ends, in seconds, as the file states it; None if it does not, or it cannot be."""
-        return next(iter(self._stated_ends(stream)), None)
+    def end_of(self, stream: Any, of_all: bool = True) -> float | None:
+        """When `stream` ends, in seconds, as the file states it; None if it does not, or it cannot be.
 
-    def _stated_ends(self, stream: Any) -> list[float]:
-        """When `stream` may end by what the file states, in seconds: after its begin, and after the clip's."""
-        begin = self.begin_of(stream)
-        if stream.duration is not None:
-            # what is to be skipped at the start of Opus counts as a part of the length, but not of the time
-            ends = [begin + (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)]
-        else:
-            tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
-            told = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
-            # the end, as FFmpeg writes it, or the length, as mkvmerge does
-            ends = [min(end, self._stated_length or end) for end in (told - self.zero, begin + told) if told]
-        return [end for end in ends if end > max(begin, 0.0)]
+        Without a statement of its own it ends, with `of_all`, when the file does. See `mbt_core.media.ends` for what
+        packets say.
+        """
+        ends = stated_ends(self, stream)
+        return ends[0] if ends else self.length if of_all else None
 
     @property
-    def _stated_length(self) -> float | None:
-        """Seconds from the start of the container to its end, as the file states it; None if it does not."""
-        length = (self.input.duration or 0) / av.time_base
-        return length if length > 0 else None
+    def length(self) -> float | None:
+        """Seconds from the start of the clip to the end of all streams, as the file states it; None if it does not."""
+        return self.input.duration / av.time_base if (self.input.duration or 0) > 0 else None
 
-    def end_of(self, stream: Any) -> float:
-        """When `stream` ends, in seconds: as the file states it, if that is within its last packet.
+    def select(self, stream: Any) -> None:
+        """Read only packets of `stream`; seeking, too, looks for timestamps of such streams alone."""
+        for other in self.input.streams:
+            other.discard = Discard.default if other.index == stream.index else Discard.all
 
-        Raises:
-            MediaError: the time is over.
-        """
-        stated, form = self._stated_ends(stream), self.input.format.name
-        if stated and not form.startswith(DOUBTED):
-            return stated[0]
-        index = stream.index
-        if index not in self.ends:
-            last = self._last_packet(stream, stated[0] if stated else self._stated_length)
-            if last is None:
-                self.ends[index] = stated[0] if stated else self.last_time
-            else:
-                begin, end = last
-                # the last frames of MP3 may be nothing but filling, and program streams state a guess
-                room = (begin - FILLING, end + FILLING) if form == "mp3" else (begin, end)
-                agreed = [] if form.startswith("mpeg") else [at for at in stated if room[0] <= at <= room[1]]
-                self.ends[index] = agreed[0] if agreed else end
-        return self.ends[index]
-
-    def _last_packet(self, stream: Any, about: float | None) -> tuple[float, float] | None:
-        """When the last packet of `stream` begins and ends, in seconds; None if packets do not tell the time.
-
-        One that does not tell its length is taken to be as long as the one before.
-
-        Args:
-            about: seconds from shortly before which on it is looked for; None: through the file.
-        """
-        index, begin = stream.index, self.begin_of(stream)
-        origins = [] if about is None else [about - back for back in TAIL if about - back > begin]
-        for origin in [*origins, None]:
-            self.used.add(-1)  # no stream, but no longer the start
-            try:
-                self._seek(index, origin)
-            except av.FFmpegError:
-                continue
-            before = last = end = -math.inf
-            for packet in self.input.demux(self.input.streams[index]):
-                self._check_clock()
-                if packet.pts is None:
-                    continue
-                at = float(packet.pts * packet.time_base) - self.zero
-                before, last = (last, at) if at > last else (max(before, at), last)
-                end = max(end, at + float((packet.duration or 0) * packet.time_base))
-            if math.isfinite(last) and (end > last or math.isfinite(before) or origin is None):
-                return last, end if end > last or not math.isfinite(before) else last + last - before
-        return None
+    def restart(self) -> None:
+        """Open the file anew, unless nothing has been read of it."""
+        if self.used:
+            self._open()
 
     def decode(self, stream: Any, start: float) -> Iterator[tuple[float, Any]]:
         """Decoded frames of `stream` with their times, in the order in which they are shown.
@@ -204,7 +144,7 @@ class Container:
 
     def _origins(self, stream: Any, start: float) -> list[float | None]:
         """Times to seek to, in turn, until a decoded frame is at or before `start`; None is the very start."""
-        begin, end = self.begin_of(stream), self.stated_end(stream) or self._stated_length
+        begin, end = self.begin_of(stream), self.end_of(stream)
         if end is None:
             return [None]
         return [*(min(start, end) - back for back in SEEK_BACK if min(start, end) - back > begin), None]
@@ -254,7 +194,6 @@ class Container:
         """Go to the keyframe before `origin`; read only packets of stream `index` from there on."""
         if index in self.used & self.noisy:
             self._open()
-        self._select(index)  # before seeking, which looks for timestamps of this stream
         if origin is not None or self.used:
             stream = self.input.streams[index]
             offset = BEFORE_ALL if origin is None else int((origin + self.zero) / float(stream.time_base))
@@ -264,11 +203,7 @@ class Container:
                 if origin is not None:
                     raise
                 self._open()
-                self._select(index)
         self.used.add(index)
-
-    def _select(self, index: int) -> None:
-        """Read only packets of stream `index`."""
         for stream in self.input.streams:
             stream.discard = Discard.default if stream.index == index else Discard.all
 
@@ -295,13 +230,6 @@ class Container:
 def is_before(pts: int | None, limit: int | None) -> bool:
     """Whether both timestamps are known and `pts` comes before `limit`."""
     return pts is not None and limit is not None and pts < limit
-
-
-def skipped_by_opus(stream: Any) -> int:
-    """Samples at the start of an Ogg Opus stream that are not played (RFC 7845, 5.1); 0 for other streams."""
-    header = (stream.codec_context.extradata or b"") if stream.codec_context is not None else b""
-    is_ogg = stream.container.format.name == "ogg" and header.startswith(b"OpusHead")
-    return int.from_bytes(header[10:12], "little") if is_ogg else 0
 
 
 def length_of(frame: Any, stream: Any) -> float:

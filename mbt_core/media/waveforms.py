@@ -60,7 +60,7 @@ def check_whole(container: Container, runs: list[Run], rate: int, start: float, 
                 )
     if max(ends) >= stop - SHORT or form in ESTIMATED:
         return
-    stated = container.stated_end(container.audio)
+    stated = container.end_of(container.audio, of_all=False)
     if stated is not None and min(stop, stated) - max(ends) > SHORT:
         raise MediaError(
             f"{container.name}: truncated or damaged: its sound ends at {max(ends):.2f} s, and it says {stated:.2f} s"
@@ -103,8 +103,8 @@ def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[
     codec, stated_rate, tick = audio.codec_context.name, audio.sample_rate or 0, float(audio.time_base)
     begin = start - pre_roll(form, codec, stated_rate)
     from_start = begin <= container.begin_of(audio)
-    lead: tuple[list[Chunk], int] | None = None
-    if container.grid is None and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
+    key, lead = ("grid", audio.index), None
+    if key not in container.memo and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
         # only after opening do decoders skip what an encoder has put before the start
         container.restart()
         lead = decoded_chunks(container, -math.inf, stop if from_start else -math.inf, LEAD)
@@ -114,8 +114,8 @@ def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[
         chunks, rate = decoded_chunks(container, -math.inf if from_start else begin, stop)
     clock = Clock(rate, tick * rate, form in WITHOUT_GAPS, late=form == "mpeg" and codec.startswith("pcm"))
     if lead is not None:
-        container.grid = grid_of(lead[0], clock, vorbis_step(container.audio.codec_context))
-    return place(chunks, clock, container.grid, from_start), rate
+        container.memo[key] = grid_of(lead[0], clock, vorbis_step(container.audio.codec_context))
+    return place(chunks, clock, container.memo.get(key), from_start), rate
 
 
 def pre_roll(form: str, codec: str, rate: int) -> float:
