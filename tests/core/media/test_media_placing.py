@@ -7,7 +7,10 @@ import pytest
 from media_files import clicks, counting, sine, write_media
 from ogg_pages import pages, written
 
-from mbt_core.media import Clip, MediaError, decode_all
+from mbt_core.config import DataConfig
+from mbt_core.data.manifest import Manifest
+from mbt_core.data.packing import pack
+from mbt_core.media import Clip, MediaError, decode_all, open_clip
 from mbt_core.media.placing import Clock, grid_of, place
 
 RATE = 48000
@@ -133,3 +136,18 @@ def test_length_of_matroska_is_what_its_packets_say(tmp_path, told):
     assert clip.duration_of("waveform") == pytest.approx(5.0, abs=0.05)
     assert clip.duration == pytest.approx(5.0, abs=0.05)
     assert clip.waveform(4.0, 4.5, 16000).std() > 0.3
+
+
+@pytest.mark.parametrize(("file", "codec"), [("a.webm", "libopus"), ("a.ogg", "flac"), ("a.mkv", "aac")])
+def test_packed_and_held_sound_is_that_of_the_clip(tmp_path, file, codec):
+    write_media(tmp_path / file, None, clicks(6, 48000, [1, 3.3, 5]), rate=48000, audio_codec=codec)
+    (tmp_path / "m.csv").write_text(f"id,path\na,{file}\n")
+    reads = {"audio": "waveform"}
+    pack(tmp_path / "m.csv", reads, DataConfig(), tmp_path / "shards", workers=1)
+    packed = Manifest.read(tmp_path / "shards", reads, DataConfig()).row(0).sources["audio"]
+    held = decode_all(Clip(tmp_path / file), {"waveform"}, 2.0, 6.0, None, 16000)
+    for start in (2.0, 3.1, 4.77):
+        expected = Clip(tmp_path / file).waveform(start, start + 1, 16000)
+        np.testing.assert_allclose(open_clip(packed.path).waveform(start, start + 1, 16000), expected, atol=2e-4)
+        np.testing.assert_allclose(held.waveform(start, start + 1, 16000), expected, atol=2e-4)
+    assert open_clip(packed.path).duration == held.duration == Clip(tmp_path / file).duration
