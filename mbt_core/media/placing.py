@@ -178,7 +178,7 @@ def origin_of(chunks: Sequence[Chunk], clock: Clock, grid: Grid | None, is_first
     if is_first and abs(origin - grid.origin) <= reach:
         return grid.origin
     step = math.gcd(grid.step, common_step(chunks))
-    if step > reach:
+    if step > clock.tick:
         # the first chunk may be cut: the second one is on the grid
         second = origin + len(chunks[0][1])
         shift = grid.phase + round((second - grid.phase) / step) * step - second
