@@ -105,9 +105,8 @@ def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[
     from_start = begin <= container.begin_of(audio)
     key, lead = ("grid", audio.index), None
     if key not in container.memo and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
-        # only after opening do decoders skip what an encoder has put before the start
-        container.restart()
-        lead = decoded_chunks(container, -math.inf, stop if from_start else -math.inf, LEAD)
+        lead = leading_chunks(container, stop if from_start else None)
+        container.memo[key] = None
     if lead is not None and from_start:
         chunks, rate = lead
     else:
@@ -116,6 +115,20 @@ def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[
     if lead is not None:
         container.memo[key] = grid_of(lead[0], clock, vorbis_step(container.audio.codec_context))
     return place(chunks, clock, container.memo.get(key), from_start), rate
+
+
+def leading_chunks(container: Container, stop: float | None) -> tuple[list[Chunk], int] | None:
+    """`decoded_chunks` from the start to `stop`; without it just those that tell where frames are, None if damaged.
+
+    Only after opening do decoders skip what an encoder has put before the start.
+    """
+    container.restart()
+    try:
+        return decoded_chunks(container, -math.inf, -math.inf if stop is None else stop, LEAD)
+    except MediaError:
+        if stop is not None:
+            raise
+        return None
 
 
 def pre_roll(form: str, codec: str, rate: int) -> float:

@@ -151,3 +151,15 @@ def test_packed_and_held_sound_is_that_of_the_clip(tmp_path, file, codec):
         np.testing.assert_allclose(open_clip(packed.path).waveform(start, start + 1, 16000), expected, atol=2e-4)
         np.testing.assert_allclose(held.waveform(start, start + 1, 16000), expected, atol=2e-4)
     assert open_clip(packed.path).duration == held.duration == Clip(tmp_path / file).duration
+
+
+def test_damage_before_a_window_does_not_matter(tmp_path):
+    """Nor where the start tells the places of frames."""
+    write_media(tmp_path / "a.mkv", None, sine(16, 48000), rate=48000, audio_codec="flac")
+    data = bytearray((tmp_path / "a.mkv").read_bytes())
+    begin = data.index(b"\xff\xf8")  # a frame of FLAC
+    data[begin + 20 : begin + 400] = bytes(380)
+    with pytest.raises(MediaError, match=r"a\.mkv: cannot decode its audio"):
+        Clip(bytes(data), "a.mkv").waveform(0, 1, 48000)
+    window = Clip(bytes(data), "a.mkv").waveform(12, 13, 48000)
+    np.testing.assert_allclose(window, sine(16, 48000)[0][576000:624000], atol=1e-4)
