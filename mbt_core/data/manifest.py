@@ -35,6 +35,7 @@ from mbt_core.data.shards import is_packed, located
 from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.files import is_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,11 +336,11 @@ def _confine_folder(folder: str, root: Path) -> None:
     """Refuses links out of the root in a folder of pictures and its sub-folders. Each folder is listed once."""
     try:
         with os.scandir(folder) as entries:
-            inner = [entry for entry in entries if entry.name[0] != "." and (entry.is_symlink() or entry.is_dir())]
+            inner = [entry for entry in entries if entry.name[0] != "." and (entry.is_symlink() or is_folder(entry))]
         for entry in inner:
             if entry.is_symlink():
                 _inside(entry.path, root)
-            if entry.is_dir():
+            if is_folder(entry):
                 with os.scandir(entry.path) as pictures:
                     for picture in pictures:
                         if picture.is_symlink():

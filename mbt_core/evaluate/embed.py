@@ -27,7 +27,7 @@ from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.source import split_or_all
 from mbt_core.errors import ConfigError
 from mbt_core.evaluate.evaluator import forward
-from mbt_core.files import write_atomically
+from mbt_core.files import only_writer, write_atomically
 from mbt_core.model import MBT
 
 FUSED, IDS = "fused", "ids"
@@ -95,7 +95,7 @@ def embed(
         max_missing: share of the files that may be missing or unreadable; the experiment's by default.
 
     Raises:
-        ConfigError: for a file of another kind, or an unknown split.
+        ConfigError: for a file of another kind, an unknown split, or a file that another process is writing.
         DataError: if more than `max_missing` of the files are missing or unreadable.
     """
     check_out(out, model.modalities)
@@ -125,7 +125,8 @@ def embed(
         else:
             _write_arrays(path, parts(), fused_only=out.suffix.lower() == ".npy")
 
-    write_atomically(out, write)
+    with only_writer(out):
+        write_atomically(out, write)
     return report
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError, InUseError
-from mbt_core.files import write_atomically
+from mbt_core.files import locked, write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
 from mbt_core.training.launch import place
@@ -79,30 +78,22 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[InUseError | None]:
         """Keeps other processes from training here; of several processes of a run the first one does.
-
-        The lock belongs to this process: none that it starts or forks inherits it, and it ends with the process. Where
-        files cannot be locked there is none.
+        See `mbt_core.files.locked`.
 
         Yields:
             None; the error to raise if another process is training here.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        lock = self.path / LOCK
-        file, refused = None, None
-        try:
-            file = _lock(lock) if place().rank == 0 else None
-        except InUseError as error:
-            refused = error
-        try:
-            yield refused
-        finally:
-            if file is not None:
-                with suppress(OSError):
-                    lock.unlink()  # while it is still locked: who opens it now sees that it is gone
-                os.close(file)
-            for path in made:
-                with suppress(OSError):  # of a run that never began
-                    path.rmdir()
+        if place().rank != 0:
+            yield None
+            return
+        with locked(self.path / LOCK) as free:
+            yield (
+                None
+                if free
+                else InUseError(
+                    f"another process is training in {self.path}; wait for it, stop it, or choose another --out"
+                )
+            )
 
     def check_unused(self) -> None:
         """Raises `ConfigError` if the folder holds anything."""
@@ -179,30 +170,6 @@ class RunFolder:
 def is_temporary(path: Path) -> bool:
     """Whether this is a lock, or what a killed process left half written."""
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
-
-
-def _lock(path: Path) -> int | None:
-    """The locked file, made with its folder; None: it cannot be made or locked here. Raises `InUseError`."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that cannot be written to says so where it matters
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = not os.path.samestat(os.fstat(file), path.stat())
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        held = True
-    except OSError:  # the file system has no locks
-        held = False
-    if held:
-        os.close(file)
-        raise InUseError(f"another process is training in {path.parent}; wait for it, stop it, or choose another --out")
-    return file
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -65,7 +65,8 @@ class SignalAt(Listener):
     (signal.SIGINT, 2, 2),
     (signal.SIGTERM, 4, 4),  # the evaluation that is due is broken off, and made up for later
     (signal.SIGINT, 8, 8),
-], ids=["in an epoch", "at an evaluation", "at a later one"])  # fmt: skip
+    (signal.SIGHUP, 6, 6),
+], ids=["in an epoch", "at an evaluation", "at a later one", "when the terminal is closed"])  # fmt: skip
 def test_goes_on_after_a_signal(demo, unbroken, tmp_path, number, at, saved):
     asks, before = SignalAt(number, at), signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
@@ -76,6 +77,25 @@ def test_goes_on_after_a_signal(demo, unbroken, tmp_path, number, at, saved):
     progress = read_progress(tmp_path / "run" / "state")
     assert (progress.step, progress.finished) == (saved, False)
     assert lines_of(tmp_path / "run")[-1]["event"] != "end"
+    tiny_run(demo, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_terminal_that_is_closed_is_nothing_to_a_run_under_nohup(demo, unbroken, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGHUP, 2)])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_log_with_bytes_that_are_no_text_is_gone_on_with(demo, unbroken, tmp_path):
+    with pytest.raises(Interrupted):
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 2)])
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(b'{"event": "step", "step": 1, "loss": "\xff\xfe"}\n\x80\n' + log.read_bytes())
     tiny_run(demo, tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", unbroken)
 
