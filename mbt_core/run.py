@@ -254,6 +254,7 @@ def train(
     command: str = "mbt_core.train",
     show_init: Callable[[InitReport], None] | None = None,
     choose_cache: Callable[..., Cache | None] = Cache.choose,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Trains, keeps the best weights, evaluates them on the test split.
 
@@ -266,11 +267,12 @@ def train(
         command: noted in the run folder.
         show_init: called with what each part of the model starts from.
         choose_cache: in place of `Cache.choose`, for several runs that share their decoded clips.
+        accept_changed_data: go on with a run though its data are not those that it was trained on so far.
 
     Raises:
         ConfigError: before any work, for a wrong configuration or a folder in use (`InUseError`: at this moment).
         DataError: for data that cannot be used.
-        Interrupted: after Ctrl-C or SIGTERM; the state is saved.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the state is saved.
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
     claim = ExitStack()
@@ -292,11 +294,14 @@ def train(
                 raise refused
             folder, fresh = team.share(lambda: (folder, fresh))
             classes = progress.classes if progress is not None else None
-            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team)
+            earlier = None if fresh or accept_changed_data else folder
+            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team, earlier)
 
             def start() -> None:
                 if fresh:
-                    folder.start(experiment, command, asked, manifest.digest())
+                    folder.start(experiment, command, asked, manifest)
+                elif accept_changed_data and folder.changes(manifest):
+                    folder.accept(manifest)
 
             every = [*listeners, *loggers] if team.is_first else []
             with explain_memory(experiment.train):
@@ -310,11 +315,11 @@ def train(
 
 
 def _prepare(
-    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team
+    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
 ) -> tuple[Experiment, Manifest, dict[str, Losses]]:
     """The resolved experiment, its data, and what is missing of each split: found by the first process for all.
 
-    `classes`: those of a run that goes on; None: the manifest's.
+    `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
     """
     manifest: Manifest | None = None
     size = experiment.train.batch_size
@@ -326,6 +331,8 @@ def _prepare(
         modalities = make_modalities(experiment)
         manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
         require_train(manifest)
+        if earlier is not None and (changes := earlier.changes(manifest)):
+            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
@@ -342,6 +349,17 @@ def _prepare(
     if manifest is None:
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
     return resolved, manifest, losses
+
+
+def _changed_data(run: Path, data: Path, changes: Sequence[str]) -> str:
+    moved = ""
+    if all(change.startswith("files of") for change in changes):
+        moved = " (if the files are the same and only lie elsewhere, that is fine)"
+    return (
+        f"{run}: {data} is not what it was when the run began; what has changed: {', '.join(changes)}. Put it back, "
+        f"start another run from these weights (--set model.pretrained={run}), or go on with what there is now{moved}: "
+        f"mbt train --resume {run} --accept-changed-data"
+    )
 
 
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
@@ -417,8 +435,9 @@ def _train(
         trainer.resume()
     if layer is not None:  # of the weights that are there now
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
-    if team.is_first and not goes_on:
+    if team.is_first:
         start()
+    if team.is_first and not goes_on:
         for text in doubts(experiment, manifest):
             listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
