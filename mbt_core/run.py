@@ -24,7 +24,7 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import choose_split, open_manifest, other_data, require_train, split_or_all
+from mbt_core.data.source import ask_for_data, choose_split, open_manifest, other_data, require_train, split_or_all
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
@@ -293,11 +293,14 @@ def train(
             if refused is not None:
                 raise refused
             folder, fresh = team.share(lambda: (folder, fresh))
+            if fresh:
+                ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
             earlier = None if fresh or accept_changed_data else folder
             experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team, earlier)
 
             def start() -> None:
+                ask_for_data(experiment.data, lasting=True)
                 if fresh:
                     folder.start(experiment, command, asked, manifest)
                 elif accept_changed_data and folder.changes(manifest):
@@ -347,6 +350,7 @@ def _prepare(
 
     resolved, losses, known = team.share(find)
     if manifest is None:
+        ask_for_data(resolved.data)  # or the first process would have refused them
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
     return resolved, manifest, losses
 

@@ -58,6 +58,7 @@ def train(
     """
     from mbt_core.errors import ConfigError
     from mbt_core.recipes import assemble
+    from mbt_core.remote import ask_for
     from mbt_core.training.folder import RunFolder, command_line
     from mbt_core.training.launch import place
 
@@ -71,6 +72,8 @@ def train(
     folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--cache-lower": cache_lower})
     if folder is not None and goes_on:
         experiment = folder.experiment()
+        if data is not None:  # with --out: what is configured counts, but the user has named this
+            ask_for(data)
     else:
         flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
         experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)

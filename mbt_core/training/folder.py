@@ -143,7 +143,7 @@ class RunFolder:
         write_atomically(self.config_file, lambda path: path.write_text(noted, encoding="utf-8"))
 
     def changes(self, data: Manifest) -> list[str]:
-        """In what the data differ from those that the run was trained on, one thing each; empty also if it is not known.
+        """In what the data differ from those that the run was trained on; empty also if that is not known.
 
         Raises:
             DataError: if what was noted of them cannot be read.

@@ -16,7 +16,9 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from mbt_core import remote
 from mbt_core.media.shards import BLOCK, INDEX
+from range_server import serving
 from small import clips_of, mbt, tiny_sets
 
 HEADER = "id,path,label,split\n"
@@ -286,3 +288,54 @@ def test_cells_of_a_manifest(manifest, rows, parts):
 def test_a_header_of_enormous_fields(manifest):
     manifest.write_text("id,path," + "x" * 1_000_000 + "\na,b,c\n")
     said(train("--data", manifest), 1, "malformed header: field larger than field limit")
+
+
+@pytest.fixture
+def theirs(run, tmp_path, monkeypatch):
+    """A function that gives a copy of a run whose data are somewhere else, as if it had been downloaded."""
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_asked", set())
+    monkeypatch.setattr(remote, "PAUSES", ())
+
+    def make(data, name="theirs"):
+        folder = shutil.copytree(run.path, tmp_path / name)
+        config = folder / "config.yaml"
+        lines = [f"  path: {data}\n" if ln.startswith("  path: ") else ln for ln in config.read_text().splitlines(True)]
+        config.write_text("".join(lines))
+        assert f"path: {data}" in config.read_text()
+        table = pa.parquet.read_table(folder / "predictions.parquet")
+        about = table.schema.metadata | {b"about": json.dumps({"data": str(data)}).encode()}
+        (folder / "eval-other").mkdir()
+        pa.parquet.write_table(table.replace_schema_metadata(about), folder / "eval-other" / "predictions.parquet")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["url", "copy", "share"])
+def test_a_downloaded_run_chooses_no_host(theirs, tmp_path, how):
+    """Neither by a URL, nor by the path of its copy, which tells it as well."""
+    with serving(tmp_path) as served:
+        url = f"{served.url}/shards"
+        place = {"url": url, "copy": tmp_path / "cache/remote" / url.replace("://", "/"), "share": "//host/shards"}[how]
+        named = "//host/shards" if how == "share" else url
+        folder = theirs(place)
+        refusal = f"{named} is on another machine, and nothing was trained on it here: it is only read if you name it"
+        for command in (
+            ["eval", folder],
+            ["embed", folder, "--out", tmp_path / "e.parquet"],
+            ["train", "--recipe", folder / "config.yaml", "--out", tmp_path / "new"],
+            ["compare", "--recipe", folder / "config.yaml", "--over", "train.lr=0.1,0.2", "--out", tmp_path / "sweep"],
+        ):
+            said(mbt(*command), 2, refusal, f"--data {named}")
+        for report in (folder, folder / "eval-other"):
+            assert mbt("report", report).code == 0
+            assert "is on another machine" in (report / "report.html").read_text()
+        shutil.rmtree(folder / "state")
+        said(mbt("train", "--resume", folder, "-q"), 2, refusal)
+        assert mbt("bench", "--recipe", folder / "config.yaml", "--no-time").code == 0  # which reads no data
+        assert mbt("predict", folder, tmp_path / "nothing.mp4").code == 1
+        assert served.asked == []
+        if how == "url":
+            assert mbt("eval", folder, "--data", url).code == 1
+            assert served.asked  # there are no shards, but now it looks
