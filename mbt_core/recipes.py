@@ -125,13 +125,12 @@ def assemble(
 
 def _check_asked(tree: dict[str, Any], recipe: Recipe) -> None:
     """Raises `ConfigError` for data on another machine that a file names, and not the user or an installed recipe."""
-    named, final = recipe.tree.get("data"), tree.get("data")
-    for key in ("path", "root") if isinstance(final, dict) else ():
+    named, final = ({} if not isinstance(data, dict) else data for data in (recipe.tree.get("data"), tree.get("data")))
+    for key in ("path", "root"):
         place = final.get(key)
         if not isinstance(place, str):
             continue
-        own = isinstance(named, dict) and named.get(key) == place and recipe.name not in registry().recipes
-        if own:
+        if named.get(key) == place and recipe.name not in registry().recipes:
             require_asked(place, f"{recipe.name}: data.{key}")
         else:
             ask_for(place)
