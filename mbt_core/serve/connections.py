@@ -109,9 +109,12 @@ class Connection(H11Protocol):
         """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _wait_for_request(self) -> None:
+    def _stop_waiting(self) -> None:
         if self.late is not None:
             self.late.cancel()
+
+    def _wait_for_request(self) -> None:
+        self._stop_waiting()
         self.since = self.loop.time()
         self.late = self.loop.call_later(self.head, self._end_if_waiting)
 
@@ -122,6 +125,7 @@ class Connection(H11Protocol):
     def refuse(self, status: int, message: str, lingering: int = 0) -> None:
         """Says why, and closes; at once, if so many others are being closed that there is no room to wait."""
         self.refused = True
+        self._stop_waiting()
         if lingering >= LINGERING:
             self.transport.abort()
             return
@@ -148,8 +152,7 @@ class Connection(H11Protocol):
             super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.late is not None:
-            self.late.cancel()
+        self._stop_waiting()
         super().connection_lost(exc)
 
 
