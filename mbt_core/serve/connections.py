@@ -25,7 +25,7 @@ MOST, LEAST = 512, 16
 BACKLOG = 32
 """Connections that are accepted in one go, before any of them can be refused."""
 LINGER, LINGERING = 2.0, 16
-"""Seconds in which a refusal may be read, and connections that may wait for that."""
+"""Seconds in which a refusal may be read, and connections that may wait for that at a time."""
 SPARE = 32
 """Open files for all else that a service does."""
 
@@ -77,11 +77,11 @@ class Connection(H11Protocol):
 
     Attributes:
         most: connections at a time.
-        head: see `HEAD`.
+        head, patience: see `HEAD` and `PATIENCE`.
     """
 
     most = MOST
-    head = HEAD
+    head, patience = HEAD, PATIENCE
     refused = False
     since = 0.0
     """When it was begun to wait for a request."""
@@ -92,16 +92,22 @@ class Connection(H11Protocol):
         others = [other for other in self.connections if isinstance(other, Connection) and other is not self]
         open_ones = [other for other in others if not other.refused]
         if len(open_ones) >= self.most and not self._make_room(open_ones):
-            self.refuse(503, "too many connections at a time; try again later", len(others) - len(open_ones))
+            self.refuse(503, "too many connections at a time; try again later")
+            # what has not been read yet would reset the connection, and the answer would be lost
+            if len(others) - len(open_ones) < LINGERING:
+                self.transport.write_eof()
+                self.loop.call_later(LINGER, self.transport.abort)
+            else:
+                self.transport.close()
             return
         self._wait_for_request()
 
     def _make_room(self, others: list[Connection]) -> bool:
         """Closes the connection that has been asking nothing for longest. Whether there is one."""
-        until = self.loop.time() - PATIENCE
+        until = self.loop.time() - self.patience
         waiting = [other for other in others if other.is_waiting and other.since < until]
         if waiting:
-            min(waiting, key=lambda other: other.since).refuse(408, "others are waiting for this connection")
+            min(waiting, key=lambda other: other.since).end("others are waiting for this connection")
         return bool(waiting)
 
     @property
@@ -120,24 +126,24 @@ class Connection(H11Protocol):
 
     def _end_if_waiting(self) -> None:
         if self.is_waiting and not self.transport.is_closing():
-            self.refuse(408, f"the head of a request took longer than {self.head:g} s to arrive")
+            self.end(f"the head of a request took longer than {self.head:g} s to arrive")
 
-    def refuse(self, status: int, message: str, lingering: int = 0) -> None:
-        """Says why, and closes; at once, if so many others are being closed that there is no room to wait."""
+    def end(self, message: str) -> None:
+        """Closes, and says why unless there was an answer already."""
+        if self.cycle is None:
+            self.refuse(408, message)
+        self.transport.close()
+
+    def refuse(self, status: int, message: str) -> None:
+        """Says why nothing will be answered."""
         self.refused = True
         self._stop_waiting()
-        if lingering >= LINGERING:
-            self.transport.abort()
-            return
         body = json.dumps({"error": message}).encode()
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        # what has not been read would reset the connection, and the answer would be lost
-        self.transport.write_eof()
-        self.loop.call_later(LINGER, self.transport.abort)
 
     def data_received(self, data: bytes) -> None:
         if not self.refused:
@@ -146,10 +152,6 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._wait_for_request()
-
-    def timeout_keep_alive_handler(self) -> None:
-        if not self.refused:
-            super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
