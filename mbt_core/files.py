@@ -168,6 +168,17 @@ def read_metadata(path: Path) -> dict[str, str]:
     return found
 
 
+def read_shapes(path: Path, prefix: str = "") -> dict[str, list[int]]:
+    """Shapes of the tensors whose names begin with `prefix`, by the rest of their names, without reading any.
+
+    Raises:
+        DataError: as `read_safetensors`.
+    """
+    with _opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dictionary
+        return {name.removeprefix(prefix): file.get_slice(name).get_shape() for name in names}
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
