@@ -25,7 +25,7 @@ class BackboneConfig(StrictModel):
 
     dim: int = Field(128, gt=0, le=16_384)
     """Width D."""
-    depth: int = Field(4, gt=0, le=512)
+    depth: int = Field(4, gt=0, le=256)
     """Number of blocks."""
     heads: int = Field(4, gt=0, le=1024)
     """Attention heads."""
@@ -64,7 +64,7 @@ class FusionConfig(StrictModel):
 
     strategy: str = "bottleneck"
     """Name of the strategy (`mbt plugins list` shows all)."""
-    layer: int = Field(8, ge=0, le=512)
+    layer: int = Field(8, ge=0, le=256)
     """First fused layer: 0 is early fusion, the depth is late fusion."""
     bottlenecks: int = Field(4, gt=0, le=4096)
     """Number of bottleneck tokens B."""

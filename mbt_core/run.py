@@ -29,6 +29,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
@@ -47,7 +48,7 @@ from mbt_core.training.memory import explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
 from mbt_core.training.sharding import whole_model
-from mbt_core.training.state import FILE, read_progress
+from mbt_core.training.state import FILE, check_state, read_progress
 
 
 class Run:
@@ -387,7 +388,9 @@ def _train(
     """`start` makes the run's folder, when nothing that was configured can be found wrong any more."""
     config = experiment.train
     torch.manual_seed(config.seed)
+    check_state(folder.state, experiment.mbt_config())
     model, report = build_with_report(experiment.mbt_config())
+    rows_at_once(model, 1, experiment.evaluate.views)  # what the end could not do is told now
     if show_init is not None and team.is_first:
         show_init(report)
     model.classes = dict(manifest.classes)

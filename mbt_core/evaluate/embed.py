@@ -27,6 +27,7 @@ from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.source import split_or_all
 from mbt_core.errors import ConfigError
 from mbt_core.evaluate.evaluator import forward
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.files import only_writer, write_atomically
 from mbt_core.model import MBT
 
@@ -103,7 +104,7 @@ def embed(
     losses = check_missing(manifest, split, experiment.data.max_missing if max_missing is None else max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
-    sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or 32) // views))
+    sampler = EvalSampler(rows, rows_at_once(model, experiment.evaluate.batch_size or 32, views))
     loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)

@@ -29,6 +29,7 @@ from mbt_core.data.manifest import Manifest
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.files import is_folder
 from mbt_core.media import Clip
 from mbt_core.media.folders import CODECS
@@ -260,7 +261,7 @@ def _classified(
     reads = {name: m.reads for name, m in model.modalities.items()}
     first = list(islice(rows, FEW + 1))
     views = 1 if windows else experiment.evaluate.views
-    stream = Stream(chain(first, rows), max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    stream = Stream(chain(first, rows), rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
     empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     dataset.fps = fps
@@ -310,7 +311,7 @@ def predict_rows(
     views = experiment.evaluate.views
     rows = np.array([row for row in rows.tolist() if (manifest.ids[row].as_py(), None) not in answered], np.int64)
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
-    sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    sampler = EvalSampler(rows, rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
     loader = make_loader(dataset, sampler, experiment.data.workers if len(rows) > FEW else 0, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)

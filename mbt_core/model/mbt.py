@@ -342,7 +342,7 @@ class MBT(nn.Module):
 
 
 def check_sizes(config: MBTConfig, shapes: Mapping[str, list[int]], source: str) -> None:
-    """Raises `DataError` if a model of `config` has other tensors than a file of weights, before memory is taken for it.
+    """Raises `DataError` if a model of `config` has other tensors than a file of weights, before it takes memory.
 
     Args:
         config: of the model; somebody else may have written it.

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mbt_core.data.collate import Batch, Preprocess
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, classify
 from mbt_core.run import Run
 from mbt_core.serve.reading import Readers, Reading
@@ -68,6 +69,7 @@ class Service:
         self.run, self.limits = run, limits
         self.fabric = Hardware(device).fabric(run.experiment.train.precision)
         self.model = run.model.to(self.fabric.device).eval()
+        rows_at_once(self.model, 1, run.experiment.evaluate.views)  # or no file could be classified
         self.preprocess = Preprocess(self.model.modalities).to(self.fabric.device)
         self.turn = asyncio.Lock()
         self.active = 0
