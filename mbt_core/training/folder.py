@@ -12,17 +12,19 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
-from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, DataError, InUseError
 from mbt_core.files import locked, read_json, write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
 from mbt_core.training.launch import place
 from mbt_core.version import __version__
+
+if TYPE_CHECKING:  # the command line reads folders before it needs tables
+    from mbt_core.data.manifest import Manifest
 
 LOCK = ".training"
 """File of a run folder that the process which trains there holds locked."""
