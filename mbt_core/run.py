@@ -335,10 +335,10 @@ def _prepare(
         modalities = make_modalities(experiment)
         manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
         require_train(manifest)
-        if earlier is not None and (changes := earlier.changes(manifest)):
-            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
+        if earlier is not None and (changes := earlier.changes(manifest)):
+            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         if TEST in used:  # before training, not after it
             manifest.require_labels(TEST)
