@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from mbt_core.errors import DataError, MBTError
+from mbt_core.errors import DataError, InUseError, MBTError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +48,75 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     finally:
         with suppress(OSError):  # or it would hide the error above
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(lock: Path) -> Iterator[bool]:
+    """Holds the file `lock`, made with its folders, while the context lasts; no other process may hold it then.
+
+    The lock belongs to this process: none that it starts or forks inherits it, and it ends with the process, however
+    that ends. Where files cannot be locked there is none. What was made for it is removed again.
+
+    Yields:
+        Whether it is held, or cannot be; False: another process holds it.
+    """
+    made = [path for path in lock.parents if not path.exists()]
+    file, free = _lock(lock)
+    try:
+        yield free
+    finally:
+        if file is not None:
+            with suppress(OSError):
+                lock.unlink()  # while it is still locked: who opens it now sees that it is gone
+            os.close(file)
+        for path in made:
+            with suppress(OSError):  # what was to be written there is there
+                path.rmdir()
+
+
+@contextmanager
+def only_writer(out: Path, part: str = "") -> Iterator[None]:
+    """Keeps other processes from writing to `out`, a file or a folder (or to a `part` of it), while the context lasts.
+
+    Raises:
+        InUseError: if another process is writing there.
+    """
+    with locked(out.with_name(f".{out.name}{part}.lock")) as free:
+        if not free:
+            raise InUseError(f"--out {out}: another process is writing there; wait for it, stop it, or choose another")
+        yield
+
+
+def _lock(path: Path) -> tuple[int | None, bool]:
+    """The locked file (None: it cannot be made or locked here), and whether no other process holds it."""
+    try:
+        import fcntl
+    except ImportError:
+        return None, True
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # a folder that cannot be written to says so where it matters
+        return None, True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(file), path.stat()):
+            return file, True
+        free = False  # whoever held it has just let go of it, and another may have taken its place
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        free = False
+    except OSError:  # the file system has no locks
+        free = True
+    os.close(file)
+    return None, free
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one; what cannot be told, as of a link to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_json(path: Path) -> Any:
@@ -97,6 +166,17 @@ def read_metadata(path: Path) -> dict[str, str]:
     if said is not None and said.partition(" ")[2] != _metadata_sum(found):
         raise DataError(f"{path}: damaged: its metadata is not what was written (its checksum differs)")
     return found
+
+
+def read_shapes(path: Path, prefix: str = "") -> dict[str, list[int]]:
+    """Shapes of the tensors whose names begin with `prefix`, by the rest of their names, without reading any.
+
+    Raises:
+        DataError: as `read_safetensors`.
+    """
+    with _opened(path) as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a dictionary
+        return {name.removeprefix(prefix): file.get_slice(name).get_shape() for name in names}
 
 
 @contextmanager

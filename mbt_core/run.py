@@ -24,11 +24,12 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import choose_split, open_manifest, other_data, require_train, split_or_all
+from mbt_core.data.source import ask_for_data, choose_split, open_manifest, other_data, require_train, split_or_all
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
@@ -47,7 +48,7 @@ from mbt_core.training.memory import explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
 from mbt_core.training.sharding import whole_model
-from mbt_core.training.state import FILE, read_progress
+from mbt_core.training.state import FILE, check_state, read_progress
 
 
 class Run:
@@ -254,6 +255,7 @@ def train(
     command: str = "mbt_core.train",
     show_init: Callable[[InitReport], None] | None = None,
     choose_cache: Callable[..., Cache | None] = Cache.choose,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Trains, keeps the best weights, evaluates them on the test split.
 
@@ -266,11 +268,12 @@ def train(
         command: noted in the run folder.
         show_init: called with what each part of the model starts from.
         choose_cache: in place of `Cache.choose`, for several runs that share their decoded clips.
+        accept_changed_data: go on with a run though its data are not those that it was trained on so far.
 
     Raises:
         ConfigError: before any work, for a wrong configuration or a folder in use (`InUseError`: at this moment).
         DataError: for data that cannot be used.
-        Interrupted: after Ctrl-C or SIGTERM; the state is saved.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the state is saved.
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
     claim = ExitStack()
@@ -291,12 +294,18 @@ def train(
             if refused is not None:
                 raise refused
             folder, fresh = team.share(lambda: (folder, fresh))
+            if fresh:
+                ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
-            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team)
+            earlier = None if fresh or accept_changed_data else folder
+            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team, earlier)
 
             def start() -> None:
+                ask_for_data(experiment.data, lasting=True)
                 if fresh:
-                    folder.start(experiment, command, asked, manifest.digest())
+                    folder.start(experiment, command, asked, manifest)
+                elif accept_changed_data and folder.changes(manifest):
+                    folder.accept(manifest)
 
             every = [*listeners, *loggers] if team.is_first else []
             with explain_memory(experiment.train):
@@ -310,11 +319,11 @@ def train(
 
 
 def _prepare(
-    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team
+    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
 ) -> tuple[Experiment, Manifest, dict[str, Losses]]:
     """The resolved experiment, its data, and what is missing of each split: found by the first process for all.
 
-    `classes`: those of a run that goes on; None: the manifest's.
+    `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
     """
     manifest: Manifest | None = None
     size = experiment.train.batch_size
@@ -328,6 +337,8 @@ def _prepare(
         require_train(manifest)
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
+        if earlier is not None and (changes := earlier.changes(manifest)):
+            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         if TEST in used:  # before training, not after it
             manifest.require_labels(TEST)
@@ -340,8 +351,20 @@ def _prepare(
 
     resolved, losses, known = team.share(find)
     if manifest is None:
+        ask_for_data(resolved.data)  # or the first process would have refused them
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
     return resolved, manifest, losses
+
+
+def _changed_data(run: Path, data: Path, changes: Sequence[str]) -> str:
+    moved = ""
+    if all(change.startswith("files of") for change in changes):
+        moved = " (if the files are the same and only lie elsewhere, that is fine)"
+    return (
+        f"{run}: {data} is not what it was when the run began; what has changed: {', '.join(changes)}. Put it back, "
+        f"start another run from these weights (--set model.pretrained={run}), or go on with what there is now{moved}: "
+        f"mbt train --resume {run} --accept-changed-data"
+    )
 
 
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
@@ -365,7 +388,9 @@ def _train(
     """`start` makes the run's folder, when nothing that was configured can be found wrong any more."""
     config = experiment.train
     torch.manual_seed(config.seed)
+    check_state(folder.state, experiment.mbt_config())
     model, report = build_with_report(experiment.mbt_config())
+    rows_at_once(model, 1, experiment.evaluate.views)  # what the end could not do is told now
     if show_init is not None and team.is_first:
         show_init(report)
     model.classes = dict(manifest.classes)
@@ -417,8 +442,9 @@ def _train(
         trainer.resume()
     if layer is not None:  # of the weights that are there now
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
-    if team.is_first and not goes_on:
+    if team.is_first:
         start()
+    if team.is_first and not goes_on:
         for text in doubts(experiment, manifest):
             listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -19,7 +21,13 @@ from pydantic import (
 from mbt_core.errors import ConfigError, nearest
 
 Auto = Literal["auto"]
-Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+Side = Annotated[PositiveInt, Field(le=8192)]
+Sides = Side | tuple[Side, Side]
+Count = Annotated[PositiveInt, Field(le=1_000_000)]
+"""Of frames, samples of a patch and the like: what nobody needs is refused before memory is taken for it."""
+Seconds = Annotated[PositiveFloat, Field(le=1e7)]
+LARGEST_SAMPLE = 1 << 28
+"""Most numbers that a sample may have."""
 ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
@@ -60,7 +68,7 @@ class PictureConfig(ModalityConfig):
     """Height and width of the input, a number or [height, width]."""
     patch: Sides = 16
     """Height and width of a patch, a number or [height, width]."""
-    short_side: PositiveInt | None = None
+    short_side: Side | None = None
     """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
 
     @model_validator(mode="after")
@@ -84,6 +92,12 @@ class PictureConfig(ModalityConfig):
     def scaled_side(self) -> int:
         """Length of a scaled picture's shorter side."""
         return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
+
+
+def check_sample(numbers: float, settings: str) -> None:
+    """For validators of a kind: raises `ValueError` if `settings` make samples of too many numbers."""
+    if numbers > LARGEST_SAMPLE:
+        raise ValueError(f"{settings} make samples of {numbers:,.0f} numbers, expected at most {LARGEST_SAMPLE:,}")
 
 
 def _both(side: Sides) -> tuple[int, int]:

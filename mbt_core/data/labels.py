@@ -230,6 +230,11 @@ def classes_path(path: Path) -> Path:
     return path / "classes.json" if path.is_dir() else path.with_suffix(".classes.json")
 
 
+def listed_classes(path: Path) -> Classes:
+    """Task -> names, as the file of classes beside a manifest lists them; empty without one. Raises `DataError`."""
+    return _read_classes(path)[0]
+
+
 def _read_classes(path: Path) -> tuple[Classes, str]:
     """Task -> names, and where they are from, for messages; empty without a file."""
     file = classes_path(path)

@@ -95,6 +95,8 @@ def auto_workers(dataset: ClipDataset, sampler: Sampler[Any]) -> int:
 def _start_worker(number: int) -> None:
     # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # so is that of a terminal which is closed
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":  # taken by the thread
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

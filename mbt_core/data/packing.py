@@ -44,7 +44,7 @@ from mbt_core.data.shards import (
 )
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, MBTError
-from mbt_core.files import write_atomically
+from mbt_core.files import only_writer, write_atomically
 from mbt_core.media import Clip, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
@@ -134,7 +134,8 @@ def pack(
         What is in `out`, also from before and from other parts.
 
     Raises:
-        ConfigError: if `out` holds shards of another manifest or other settings.
+        ConfigError: if `out` holds shards of another manifest or other settings, or another process is packing the
+            same part into it.
         DataError: for a manifest that cannot be read.
     """
     if fps <= 0 or short_side < 1 or not 1 <= quality <= 100 or window < 0 or shard_size < 1:
@@ -156,8 +157,20 @@ def pack(
     packing = Packing(
         len(manifest), digest.hexdigest(), dict(reads), float(fps), short_side, quality, float(window), shard_size
     )
+    with only_writer(out, f".part-{part[0] % part[1]}-{part[1]}"):
+        return _pack(Packer(manifest, table, packing, out, config.timeout), classes, part, workers, progress)
+
+
+def _pack(
+    packer: Packer,
+    classes: bytes | None,
+    part: tuple[int, int],
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> PackReport:
+    """See `pack`."""
+    out, packing = packer.out, packer.packing
     _start_folder(out, packing, classes)
-    packer = Packer(manifest, table, packing, out, config.timeout)
     mine = range(part[0] % part[1], packing.shards, part[1])
     todo = [shard for shard in mine if not table_path(out, shard).is_file()]
     for done, _ in enumerate(_run(packer, todo, workers or cores()), start=1):

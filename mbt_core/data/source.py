@@ -15,7 +15,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL, split_name
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry
-from mbt_core.remote import is_there
+from mbt_core.remote import ask_for, is_there, require_asked
 
 
 def open_manifest(
@@ -35,7 +35,8 @@ def open_manifest(
         labelled: False: without its labels.
 
     Raises:
-        ConfigError: if none is named, or there is none of that name.
+        ConfigError: if none is named, there is none of that name, or it is on another machine and the user has not
+            named it; see `mbt_core.remote.require_asked`.
         DataError: if it is not as expected.
     """
     path = config.path
@@ -43,6 +44,9 @@ def open_manifest(
         path = str(make_dataset(config.dataset))
     if path is None:
         raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
+    for setting, place in (("data.path", path), ("data.root", config.root)):
+        if place is not None:
+            require_asked(place, setting)
     if not is_there(path):
         raise ConfigError(f"data.path: {path}: no such file or folder")
     kinds = head.task if "task" in head.model_fields_set or head.outputs else None
@@ -58,8 +62,25 @@ def make_dataset(name: str) -> Path:
     return path
 
 
+def ask_for_data(config: DataConfig, lasting: bool = False) -> None:
+    """Notes that the user has named these data; see `mbt_core.remote.ask_for`."""
+    for place in (config.path, config.root):
+        if place is not None:
+            ask_for(place, lasting)
+
+
 def other_data(config: DataConfig, path: str | Path) -> DataConfig:
-    """`config` for another manifest, whose splits are taken as they are. Raises `ConfigError` if it is not there."""
+    """`config` for another manifest, which the user names and whose splits are taken as they are.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    ask_for(path)
+    return evaluated_data(config, path)
+
+
+def evaluated_data(config: DataConfig, path: str | Path) -> DataConfig:
+    """As `other_data`, of a manifest that a file names."""
     if not is_there(path):
         raise ConfigError(f"--data {path}: no such file or folder")
     own = {"path": str(path), "root": None, "dataset": None}

@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
-from mbt_core.files import read_parquet
+from mbt_core.files import is_folder, read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24
@@ -183,7 +183,7 @@ def read_folder(root: Path) -> pa.Table:
 def _entries(folder: Path, folders: bool) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
-            if not entry.name.startswith(".") and entry.name.lower() not in JUNK and entry.is_dir() == folders:
+            if not entry.name.startswith(".") and entry.name.lower() not in JUNK and is_folder(entry) == folders:
                 yield entry
 
 

@@ -20,6 +20,7 @@ from mbt_core.attached import copy_attached
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.export.graph import Graph, Input, first_line
+from mbt_core.files import only_writer
 from mbt_core.model import MBT
 from mbt_core.version import __version__
 
@@ -77,7 +78,8 @@ def export(
         experiment: of the run, for the views of evaluation.
 
     Raises:
-        ConfigError: for a wrong suffix or modality, or a package that is not installed.
+        ConfigError: for a wrong suffix or modality, a package that is not installed, or a file that another process is
+            writing.
         MBTError: if it cannot be exported or written, or if its logits differ from the model's by more than 1e-4 (of
             logits above 1: of the largest). Nothing is left then.
     """
@@ -86,16 +88,17 @@ def export(
     model = model.cpu().eval()
     note = None
     graph = Graph(model, modalities, preprocessed)
-    try:
-        return _export(graph, out, to, experiment, None)
-    except Unsupported as error:
-        if not graph.parts:
+    with only_writer(out):
+        try:
+            return _export(graph, out, to, experiment, None)
+        except Unsupported as error:
+            if not graph.parts:
+                raise MBTError(str(error)) from error
+            note = str(error)
+        try:
+            return _export(Graph(model, modalities, preprocessed=True), out, to, experiment, note)
+        except Unsupported as error:
             raise MBTError(str(error)) from error
-        note = str(error)
-    try:
-        return _export(Graph(model, modalities, preprocessed=True), out, to, experiment, note)
-    except Unsupported as error:
-        raise MBTError(str(error)) from error
 
 
 class Unsupported(MBTError):

@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import DEFAULT_TASK, HeadConfig, MBTConfig
-from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
+from mbt_core.errors import ConfigError, DataError, MBTError, unknown
+from mbt_core.files import read_json, read_safetensors, read_shapes, write_atomically, write_safetensors
 from mbt_core.hub import locate, upload
 from mbt_core.modality import Modality
 from mbt_core.model.backbone import resolve_backbone
@@ -307,31 +307,58 @@ class MBT(nn.Module):
         content = read_json(folder / "config.json")
         if not isinstance(content, dict) or "model" not in content:
             raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")
+        weights = folder / "model.safetensors"
         try:
-            model = cls(find_attached(content["model"], folder))
+            config = validate(MBTConfig, find_attached(content["model"], folder))
+            check_sizes(config, read_shapes(weights), str(weights))
+            model = cls(config)
         except ConfigError as error:
             raise DataError(f"{folder / 'config.json'}: {error}") from None
         except (RuntimeError, TypeError, OverflowError) as error:  # as torch refuses sizes
             reason = str(error).partition("\n")[0]
             raise DataError(f"{folder / 'config.json'}: no model of these sizes can be made: {reason}") from error
         model.classes = _checked_classes(content.get("classes", {}), model.config.head, folder / "config.json")
-        model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.load_weights(read_safetensors(weights), str(weights))
         return model
 
     def load_weights(self, state: Mapping[str, Tensor], source: str) -> None:
         """Loads a complete state. Raises `DataError` that lists what does not fit."""
-        own = self.state_dict()
-        problems = [f"missing {key}" for key in own if key not in state]
-        problems += [f"unknown {key}" for key in state if key not in own]
+        self.check_shapes({key: list(value.shape) for key, value in state.items()}, source)
+        self.load_state_dict(dict(state))
+
+    def check_shapes(self, shapes: Mapping[str, list[int]], source: str) -> None:
+        """Raises `DataError` that lists what does not fit, unless these are the shapes of a complete state."""
+        own = {key: list(value.shape) for key, value in self.state_dict().items()}
+        problems = [f"missing {key}" for key in own if key not in shapes]
+        problems += [f"unknown {key}" for key in shapes if key not in own]
         problems += [
-            f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            f"{key} is {shapes[key]}, expected {shape}"
+            for key, shape in own.items()
+            if key in shapes and shapes[key] != shape
         ]
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise DataError(f"{source} does not fit this model: {'; '.join(problems[:5])}{more}")
-        self.load_state_dict(dict(state))
+
+
+def check_sizes(config: MBTConfig, shapes: Mapping[str, list[int]], source: str) -> None:
+    """Raises `DataError` if a model of `config` has other tensors than a file of weights, before it takes memory.
+
+    Args:
+        config: of the model; somebody else may have written it.
+        shapes: of the file's tensors.
+        source: the file, for messages.
+    """
+    try:
+        with torch.device("meta"):
+            model = MBT(config)
+    except MBTError:
+        raise
+    except (
+        Exception
+    ):  # a tokenizer of a plugin that needs values of its tensors; what is wrong is said where it is made
+        return
+    model.check_shapes(shapes, source)
 
 
 def _checked_classes(classes: Any, head: HeadConfig, source: Path) -> dict[str, list[str]]:

@@ -95,7 +95,7 @@ class Sweep:
         process is training.
 
         Raises:
-            Interrupted: after Ctrl-C or SIGTERM; the state of the cell is saved.
+            Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the state of the cell is saved.
         """
         watcher, shared, todo = watcher or Watcher(), SharedCache(), self.todo()
         hardware = Hardware(device)

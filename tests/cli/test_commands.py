@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -254,3 +256,40 @@ def test_what_looks_like_markup_is_printed_as_it_is(run, demo, tmp_path):
     odd = tmp_path / "[red]a :smile:.mp4"
     shutil.copy(clips_of(demo)[0], odd)
     assert mbt("predict", run.path, odd).out.startswith(f"{odd}  (rgb + audio)\n")
+
+
+HOLDER = """
+import sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from mbt_core.files import only_writer
+with ExitStack() as stack:
+    for out, part in zip(sys.argv[1::2], sys.argv[2::2]):
+        stack.enter_context(only_writer(Path(out), part))
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_command_writes_to_an_out(run, demo, tmp_path):
+    """Whatever it is that it writes: the second command is refused before it has worked for nothing."""
+    clip = clips_of(demo)[0]
+    commands = {
+        "embeddings.parquet": ["embed", run.path, "--data", demo],
+        "page.html": ["explain", run.path, clip],
+        "model.pt2": ["convert", "torch-export", run.path],
+        "shards": ["data", "pack", demo, "-m", "rgb", "--part", "1/2"],
+    }
+    held = [word for out in commands for word in (tmp_path / out, ".part-1-2" if out == "shards" else "")]
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, *held], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "writing\n"
+        for out, command in commands.items():
+            done = mbt(*command, "--out", tmp_path / out)
+            assert (done.code, "another process is writing there" in done.err) == (2, True), done.err
+            assert not (tmp_path / out).exists()
+        assert mbt("data", "pack", demo, "-m", "rgb", "--out", tmp_path / "shards", "--part", "0/2").code == 0
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert mbt(*commands["embeddings.parquet"], "--out", tmp_path / "embeddings.parquet").code == 0
