@@ -176,6 +176,9 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     with open_regular(path, LARGEST_TABLE) as file:
         opened = parquet.ParquetFile(file)
         schema, metadata = opened.schema_arrow, opened.metadata
+        missing = [name for name in columns or () if name not in schema.names]
+        if missing:
+            raise pa.ArrowKeyError(f"no column {missing[0]!r}")
         check_bytes(decoded_bytes(metadata, columns), LARGEST_TABLE)
         leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
         # Texts stay dictionaries until their sizes are known.
@@ -187,7 +190,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def decoded_bytes(metadata: Any, columns: Sequence[str] | None) -> int:
-    """Bytes of the chosen columns of a Parquet file in memory; of texts those of their dictionaries and indices."""
+    """Bytes of some columns of a Parquet file in memory, without what their texts take if dictionaries are unpacked."""
     total = 0
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):

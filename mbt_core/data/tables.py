@@ -7,6 +7,7 @@ column, so that millions of rows take seconds.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
-from mbt_core.files import read_parquet
+from mbt_core.files import LARGEST_TABLE, open_regular, read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24
@@ -72,7 +73,7 @@ def _reason(error: Exception) -> str:
 
 def _csv(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     mark = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_regular(path, LARGEST_TABLE), encoding="utf-8-sig", newline="") as file:
         try:
             header = next(csv.reader(file, delimiter=mark), [])
         except csv.Error as error:
@@ -129,15 +130,17 @@ def _header(path: Path, names: list[str]) -> list[str]:
 
 
 def _parquet(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    found = pa.parquet.read_schema(path).names
+    with open_regular(path, LARGEST_TABLE) as file:
+        found = pa.parquet.read_schema(file).names
     names = dict(zip(found, _header(path, found), strict=True))
     table = read_parquet(path, [old for old, name in names.items() if wanted(name)] or found[:1])
     return table.rename_columns([names[old] for old in table.column_names]), list(names.values())
 
 
 def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: empty; expected one JSON object per line")
+    with open_regular(path, LARGEST_TABLE) as file:
+        if not file.read(1):
+            raise DataError(f"{path}: empty; expected one JSON object per line")
     options = pa.json.ReadOptions(block_size=BLOCK)
     table = pa.json.read_json(path, options)
     # what looks like a date is text like any other: read such columns again, as they are written

@@ -20,10 +20,10 @@ _HEADERS = Lock()
 
 
 def load_array(file: BinaryIO, suffix: str, deadline: Deadline) -> Stored:
-    """float32 array of at least two dimensions out of a file with this suffix, see `Clip.array`.
+    """The array of at least two dimensions out of a file with this suffix, see `Clip.array`.
 
     Raises:
-        ValueError: if it cannot be read, or takes more than `LARGEST` bytes, as it is stored or as float32.
+        ValueError: if it cannot be read, or takes more than `LARGEST` bytes.
         MediaError: when the time is over.
     """
     try:
@@ -41,7 +41,7 @@ def load_array(file: BinaryIO, suffix: str, deadline: Deadline) -> Stored:
         raise ValueError(f"{why}: cut the array into files" if "too large" in why else why) from error
     if loaded.dtype.kind not in "biuf" or loaded.ndim == 0:
         raise ValueError(f"expected numbers, found {loaded.dtype} of shape {loaded.shape}")
-    return Stored(np.ascontiguousarray(np.atleast_2d(loaded), np.float32))
+    return Stored(np.atleast_2d(loaded))
 
 
 def load_npy(file: BinaryIO) -> np.ndarray:
@@ -78,7 +78,7 @@ def _check_header(file: BinaryIO, size: int) -> None:
     if dtype.hasobject:
         return  # refused, whatever its size
     count = math.prod(shape)
-    check_bytes(count * max(dtype.itemsize, np.dtype(np.float32).itemsize), LARGEST)
+    check_bytes(count * dtype.itemsize, LARGEST)
     if count * dtype.itemsize > size - file.tell():
         raise ValueError(f"truncated: its header says {list(shape)} of {dtype}, it holds {size:,} bytes")
 
@@ -99,8 +99,8 @@ def load_parquet(file: BinaryIO) -> Stored:
     check_bytes(decoded_bytes(opened.metadata, wanted), LARGEST)
     table = opened.read(columns=wanted)
     table.validate(full=True)  # damaged columns can be read, and end the process where they are used
-    found = channels_of(table, named=True)
-    return Stored(found.array, found.columns, {**others, **found.left_out})
+    stored = channels_of(table, named=True)
+    return Stored(stored.array, stored.columns, {**others, **stored.left_out})
 
 
 ARRAYS = {".npy": load_npy, ".npz": load_npz}

@@ -7,6 +7,7 @@ another one in every recording, a model learns it by heart.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,13 +23,50 @@ CLOCK = 1e9
 FALLS, RISES = 0.1, 0.9
 """Shares of the steps of a column: a clock may be set back, and a counter begin anew, so often; a counter goes up at
 least so often, and what a sensor measures does not."""
-TIMES = frozenset("time timestamp timestamps datetime date epoch elapsed uptime unixtime utc".split())
+TIMES = frozenset(
+    ("time", "timestamp", "timestamps", "datetime", "date", "epoch", "elapsed", "uptime", "unixtime", "utc")
+)
 """First or last words of names of times."""
-PARTS_OF_TIME = frozenset("year month day hour minute second".split())
+PARTS_OF_TIME = frozenset(("year", "month", "day", "hour", "minute", "second"))
 """Names of parts of a time."""
 COUNTERS = frozenset(
-    "sample samples frame packet package row line record index idx number num no nr n # counter count seq sequence t ts s "
-    "sec secs seconds ms msec millis micros us ns unnamed 0".split()
+    (
+        "sample",
+        "samples",
+        "logging",
+        "frame",
+        "packet",
+        "package",
+        "row",
+        "line",
+        "record",
+        "index",
+        "idx",
+        "number",
+        "num",
+        "no",
+        "nr",
+        "n",
+        "#",
+        "counter",
+        "count",
+        "seq",
+        "sequence",
+        "t",
+        "ts",
+        "s",
+        "sec",
+        "secs",
+        "seconds",
+        "ms",
+        "msec",
+        "millis",
+        "micros",
+        "us",
+        "ns",
+        "unnamed",
+        "0",
+    )
 )
 """A column is an index or a time if it rises all the time and its name has no words but these, or there is none."""
 IDS = frozenset(("id", "ids", "uuid", "guid"))
@@ -40,7 +78,7 @@ class Stored:
     """What an array file holds.
 
     Args:
-        array: float32, of at least two dimensions: [channels, samples] by convention.
+        array: numbers of the type they are stored in, of at least two dimensions: [channels, samples] by convention.
         columns: names of the channels, of a table; those without are called by their number, from 0.
         left_out: what else the table has, and why it is no channel.
         rate: samples a second, if the file says it.
@@ -58,26 +96,33 @@ def channels_of(table: Any, named: bool) -> Stored:
     Raises:
         ValueError: if no column holds numbers, or all that do are times, counters and names.
     """
-    from pyarrow import types
-
-    left_out: dict[str, str] = {}
-    chosen: list[int] = []
-    for number, (name, column) in enumerate(zip(table.column_names, table.columns, strict=True)):
-        why = not_numbers(column.type) or _no_signal(name if named else None, column)
-        if why:
-            left_out[name] = why
-        else:
-            chosen.append(number)
-    for number in () if named else _ids(table, chosen):
-        left_out[table.column_names[number]] = "whole numbers before a column of text"
-        chosen.remove(number)
+    names = _unique(table.column_names)
+    why = [
+        not_numbers(column.type) or _no_signal(name if named else None, column)
+        for name, column in zip(names, table.columns, strict=True)
+    ]
+    if not named:
+        for number in _ids(table, [number for number, reason in enumerate(why) if not reason]):
+            why[number] = "whole numbers before a column of text"
+    chosen = [number for number, reason in enumerate(why) if not reason]
+    left_out = {name: reason for name, reason in zip(names, why, strict=True) if reason}
     if not any(holds_numbers(table.column(number).type) for number in chosen):
         if any(holds_numbers(column.type) for column in table.columns):
             raise ValueError(f"no column is a signal: {described(left_out)}")
-        raise ValueError(f"no column holds numbers; columns: {table.column_names}")
+        raise ValueError(f"no column holds numbers; columns: {names}")
     check_bytes(4 * table.num_rows * len(chosen), LARGEST)
     array = np.stack([_floats(table.column(number)) for number in chosen])
-    return Stored(array, tuple(table.column_names[number] for number in chosen), left_out)
+    return Stored(array, tuple(names[number] for number in chosen), left_out)
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Other, Other -> Other, Other (2)"""
+    counts: Counter[str] = Counter()
+    unique = []
+    for name in names:
+        counts[name] += 1
+        unique.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return unique
 
 
 def described(left_out: Mapping[str, str]) -> str:
@@ -125,7 +170,7 @@ def _no_signal(name: str | None, column: Any) -> str:
 
 
 def words_in(name: str) -> tuple[str, ...]:
-    """``accelerometerTimestamp_sinceReboot(s)`` -> accelerometer, timestamp, since, reboot; without units in brackets."""
+    """``accelTimestamp_sinceReboot(s)`` -> accel, timestamp, since, reboot; units in brackets are left out."""
     plain = re.sub(r"[(\[{].*?[)\]}]", " ", name)
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|#", plain)
     return tuple(part.lower() for part in parts)

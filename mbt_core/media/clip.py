@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Self
 
@@ -123,7 +124,7 @@ class Clip(Closing):
                 return subtitles.end_of(self.source_text())
             if reads == Reads.ARRAY and self._suffix in (*RECORDINGS, *LOADERS):
                 rate = self.sample_rate if self._suffix in RECORDINGS else self._stored().rate
-                return self.array().shape[1] / rate if rate else None
+                return self.shape[1] / rate if rate else None
             folder = self._in_folder()
             if isinstance(folder, FrameFolder) and reads == Reads.FRAMES:
                 return folder.duration
@@ -214,7 +215,7 @@ class Clip(Closing):
     def shape(self) -> tuple[int, ...]:
         """The shape of `array`; of a folder it is known without decoding it all."""
         folder = self._in_folder()
-        return folder.shape if isinstance(folder, PictureFolder) else self.array().shape
+        return folder.shape if isinstance(folder, PictureFolder) else self._stored().array.shape
 
     def array(self, index: Sequence[int] | None = None) -> np.ndarray:
         """The array of an .npy, .npz, .csv, .parquet or .wav file, or of a folder of pictures.
@@ -234,8 +235,13 @@ class Clip(Closing):
         folder = self._in_folder()
         if isinstance(folder, PictureFolder):
             return folder.read(index)
-        array = self._stored().array
-        return array if index is None else array[:, index]
+        stored = self._stored()
+        if index is not None:
+            return np.ascontiguousarray(stored.array[:, index], np.float32)
+        with self._reading("read its array"):
+            check_bytes(4 * stored.array.size, LARGEST)
+            self._array = replace(stored, array=np.ascontiguousarray(stored.array, np.float32))
+        return self._array.array
 
     @property
     def columns(self) -> tuple[str, ...]:

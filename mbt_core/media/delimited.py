@@ -2,8 +2,8 @@
 
 What is expected is lines of as many cells each, parted by commas, semicolons, tabs or spaces. Before them there may be
 comments (``#``, ``%``), lines of another form (``Serial Number: 12``), names, and units; at the end of each line a
-separator too many. Empatica's first two lines are the time of the start and the rate. Nothing else is guessed: what does
-not fit is an error that shows the line.
+separator too many. Empatica's first two lines are the time of the start and the rate. Nothing else is guessed: what
+does not fit is an error that shows the line.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ SHOWN = 60
 NUMBER = r"\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)\s*"
 IS_NUMBER = re.compile(NUMBER, re.IGNORECASE)
 WITH_POINT, WITH_COMMA = (re.compile(rf"[+-]?\d*\{mark}\d+([eE][+-]?\d+)?") for mark in ".,")
-
-
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,8 @@ def load_csv(content: bytes) -> Stored:
         table = table.remove_column(table.num_columns - 1)  # a separator too many
     columns = [_parsed(names[i], column, form.decimal) for i, column in enumerate(table.columns)]
     table = pa.table(columns, names[: len(columns)])
-    found = channels_of(table, named=bool(form.names))
-    return replace(found, left_out={**form.passed, **found.left_out}, rate=form.rate)
+    stored = channels_of(table, named=bool(form.names))
+    return replace(stored, left_out={**form.passed, **stored.left_out}, rate=form.rate)
 
 
 def form_of(content: bytes) -> tuple[bytes, Form]:
@@ -111,8 +109,8 @@ def form_of(content: bytes) -> tuple[bytes, Form]:
         content = re.sub(rb";[ \t]*(?=[\r\n]|\Z)", b"", content)
     sample = _sample(content)
     rows = [_cells(_text(line), separator) for line in sample]
-    if head and not for_excel:  # numpy writes names as a comment
-        rows[head - 1] = _cells(_text(sample[head - 1]).lstrip("#% "), separator)
+    if head:  # numpy writes names as a comment
+        rows[head - 1] = [] if for_excel else _cells(_text(sample[head - 1]).lstrip("#% "), separator)
     return content, _form(rows, [len(line) for line in sample], head, separator)
 
 
@@ -121,8 +119,8 @@ def _form(rows: list[list[str]], lengths: Sequence[int], head: int, separator: s
     filled = [number for number in range(head, len(rows)) if any(rows[number])]
     counts = Counter(len(rows[number]) for number in filled[-TAIL:])
     width = max(counts, key=lambda count: (counts[count], count), default=len(rows[0]) if rows else 1)
-    candidates = [*range(head - 1, head), *filled] if head and not any(map(_is_number, rows[head - 1])) else filled
-    begin = next((number for number in candidates if _fits(rows, number, width)), head)
+    commented = [head - 1] if head and width > 1 and not any(map(_is_number, rows[head - 1])) else []
+    begin = next((number for number in [*commented, *filled] if _fits(rows, number, width)), head)
     decimal = _decimal(rows[begin:], separator)
     header = _header_lines(rows[begin:], decimal)
     names = next((row for row in rows[begin : begin + header] if len(set(row)) == len(row)), [*rows, []][begin])
@@ -154,10 +152,9 @@ def _passed(rows: list[list[str]], head: int, begin: int, header: int) -> dict[s
     passed = {}
     for number in range(head, begin):
         if any(rows[number]) and all(not cell or _is_number(cell) for cell in rows[number]):
-            shown = repr(",".join(rows[number]))[:SHOWN]
+            shown, count = repr(",".join(rows[number]))[:SHOWN], len(rows[number])
             raise ValueError(
-                f"line {number + 1}, {shown}, has {len(rows[number])} cells, the table has {len(rows[begin])}: remove or "
-                "mend it"
+                f"line {number + 1}, {shown}, has {count} cells, the table has {len(rows[begin])}: remove or mend it"
             )
     if any(any(row) for row in rows[head:begin]):
         passed[f"lines 1 to {begin}" if begin > 1 else "line 1"] = "before the table"
@@ -167,8 +164,8 @@ def _passed(rows: list[list[str]], head: int, begin: int, header: int) -> dict[s
 
 
 def _header_lines(rows: list[list[str]], decimal: str) -> int:
-    """Lines of names and units: text where numbers follow. A line of names may have numbers among them; 0,1,2 .. without
-    a gap is one, too."""
+    """Lines of names and units: text where numbers follow. Among names there may be numbers; 0,1,2 .. without a gap are
+    names, too."""
     if not rows:
         return 0
     later = rows[len(rows) // 2 :]
@@ -178,23 +175,23 @@ def _header_lines(rows: list[list[str]], decimal: str) -> int:
         if cells and 2 * sum(_is_number(cell, decimal) for cell in cells) >= len(cells):
             numeric.add(number)
 
-    def is_header(row: list[str], names: bool) -> bool:
-        texts = {n for n, cell in enumerate(row) if not _is_null(cell) and not _is_number(cell, decimal)}
-        has_numbers = any(_is_number(cell, decimal) for cell in row)
-        return bool(texts) and (not has_numbers or (names and bool(texts & numeric))) and (
-            names or bool(texts & numeric)
-        )  # fmt: skip
+    def kinds(row: list[str]) -> tuple[bool, bool, bool]:
+        """Whether it has text, numbers, and text where numbers follow."""
+        numbers = {place for place, cell in enumerate(row) if _is_number(cell, decimal)}
+        texts = {place for place, cell in enumerate(row) if not _is_null(cell)} - numbers
+        return bool(texts), bool(numbers), bool(texts & numeric)
 
+    has_text, has_numbers, is_over_numbers = kinds(rows[0])
     numbered = rows[0][1:] if not rows[0][0] else rows[0]  # before it the rows' numbers, without a name
     is_numbered = len(numbered) > 1 and numbered == [str(number) for number in range(len(numbered))]
-    if not is_numbered and not is_header(rows[0], names=True):
+    if not is_numbered and not is_over_numbers and (has_numbers or not has_text):
         return 0
-    units = takewhile(lambda row: is_header(row, names=False), rows[1 : min(HEADER, len(rows) - 1)])
+    units = takewhile(lambda row: kinds(row)[1:] == (False, True), rows[1 : min(HEADER, len(rows) - 1)])
     return 1 + sum(1 for _ in units)
 
 
 def _empatica_rate(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """The rate, if these are the first lines of an Empatica E4's file: in all columns the start, and in all the rate."""
+    """The rate, if an Empatica E4's file begins so: with the start in all columns, and then the rate in all."""
     if not all(map(_is_number, [*first, *second])):
         return None
     starts, rates = {float(cell) for cell in first}, {float(cell) for cell in second}
@@ -243,8 +240,8 @@ def _parsed(name: str, column: Any, decimal: str) -> Any:
     if not pc.all(numbers).as_py():
         sample = pc.index(numbers, False).as_py()
         raise ValueError(
-            f"column {name!r} holds numbers, but {column[sample].as_py()!r} at sample {sample}: empty the cell if it is a "
-            "gap, or remove the column"
+            f"column {name!r} holds numbers, but {column[sample].as_py()!r} at sample {sample}: empty the cell if it "
+            "is a gap, or remove the column"
         )
     return pc.cast(pc.replace_substring_regex(column, r"\s|\+", ""), pa.float64())
 

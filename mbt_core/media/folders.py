@@ -71,7 +71,7 @@ class PictureFolder:
         return self._first.dtype
 
     def read(self, index: Sequence[int] | None = None) -> np.ndarray:
-        """The grey levels of the pictures at `index`, or of all: float32 [C, T, H, W], 0 to 255, or to 65535 of 16 bits.
+        """The grey levels of the pictures at `index`, or of all: float32 [C, T, H, W], to 255, or 65535 of 16 bits.
 
         Raises:
             MediaError: if one cannot be decoded or has another size or depth, or all do not fit into `LARGEST` bytes.
@@ -81,7 +81,8 @@ class PictureFolder:
         try:
             check_bytes(4 * C * len(index) * size[0] * size[1], LARGEST)
         except OSError as error:
-            raise MediaError(f"{self.path}: {C} x {len(index)} pictures of {size}: {error}; read fewer at a time") from None
+            shown = f"{C} x {len(index)} pictures of {size[1]} x {size[0]}"
+            raise MediaError(f"{self.path}: {shown}: {error}; cut the clip into several") from None
         levels = np.empty((C, len(index), *size), np.float32)
         for channel, paths in enumerate(self.channels.values()):
             for at, number in enumerate(index):

@@ -46,8 +46,8 @@ class Scaler:
         """[H, W, 3] uint8. Raises `MediaError` for grey levels of which 8 bits would lose most (depth, X-rays)."""
         if grey_bits(frame) > MAX_GREY_BITS:
             raise MediaError(
-                f"{self.name}: grey pictures of {grey_bits(frame)} bits, of which RGB frames would keep 8; read them as an "
-                "array (one folder for each clip, in it a sub-folder with its pictures), or convert them to 8 bits"
+                f"{self.name}: grey pictures of {grey_bits(frame)} bits, of which RGB frames would keep 8; read them "
+                "as an array (a folder for each clip, in it a sub-folder with its pictures), or convert them to 8 bits"
             )
         transpose, flip_rows, flip_columns = orientation(frame)
         if self.size is None:
