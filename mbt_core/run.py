@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from mbt_core.card import model_card
 from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
-from mbt_core.data.check import channel_notes, require_modalities
+from mbt_core.data.check import require_modalities
 from mbt_core.data.collate import Preprocess
 from mbt_core.data.labels import Classes
 from mbt_core.data.loader import make_loader
@@ -419,10 +419,7 @@ def _train(
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
     if team.is_first and not goes_on:
         start()
-        for text in (
-            *doubts(experiment, manifest),
-            *channel_notes(manifest, model.modalities, experiment.data.timeout),
-        ):
+        for text in doubts(experiment, manifest):
             listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
     progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache, lower))

@@ -6,12 +6,10 @@ import csv
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import open_regular
 
 
 def find_file(folder: Path, names: tuple[str, ...]) -> Path | None:
@@ -34,10 +32,8 @@ def need_file(folder: Path, *names: str) -> Path:
 def _text_of(path: Path) -> Iterator[TextIO]:
     """The opened file; what goes wrong while it is read as CSV is a `DataError` that names it."""
     try:
-        with TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             yield file
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text; save it as UTF-8") from None
     except csv.Error as error:
