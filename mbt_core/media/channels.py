@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -154,21 +155,23 @@ def not_numbers(kind: Any) -> str:
 
 def _no_signal(name: str | None, column: Any) -> str:
     """Why a column of numbers is no channel; empty: it is one."""
+    words = words_in(name) if name is not None else ()
+    may_be_id = bool(IDS.intersection(words[-1:]))
+    is_time = bool(TIMES & {*words[:1], *words[-1:]}) or "timestamp" in words or " ".join(words) in PARTS_OF_TIME
+    may_count = name is not None and COUNTERS.issuperset(words)
+    first = next((cell.as_py() for cell in column if cell.is_valid), 0)
+    if not (may_be_id or is_time or may_count or first >= CLOCK):
+        return ""
     values = _floats(column, np.float64)
     rises, falls = rising(values)
     if rises and falls <= FALLS and np.nanmin(values) >= CLOCK:
         return "a clock: large numbers that rise"
-    if name is None:
-        return ""
-    words = words_in(name)
-    if IDS.intersection(words[-1:]) and _is_whole(values):
+    if may_be_id and _is_whole(values):
         return "an id"
-    is_time = TIMES & {*words[:1], *words[-1:]} or "timestamp" in words or PARTS_OF_TIME & {" ".join(words)}
-    if (is_time and falls <= FALLS) or (COUNTERS.issuperset(words) and rises >= RISES):
-        return "a time or an index"
-    return ""
+    return "a time or an index" if (is_time and falls <= FALLS) or (may_count and rises >= RISES) else ""
 
 
+@lru_cache(maxsize=4096)
 def words_in(name: str) -> tuple[str, ...]:
     """``accelTimestamp_sinceReboot(s)`` -> accel, timestamp, since, reboot; units in brackets are left out."""
     plain = re.sub(r"[(\[{].*?[)\]}]", " ", name)

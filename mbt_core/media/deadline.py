@@ -40,11 +40,11 @@ def read_all(file: BinaryIO, largest: int, deadline: Deadline) -> bytes:
     size = file.seek(0, 2)
     check_bytes(size, largest)
     file.seek(0)
-    content = bytearray()
-    while len(content) < size:  # what is written to it meanwhile is left
+    pieces, left = [], size  # what is written to it meanwhile is not read
+    while left > 0:
         deadline.check()
-        piece = file.read(min(PIECE, size - len(content)))
-        if not piece:
+        pieces.append(file.read(min(PIECE, left)))
+        if not pieces[-1]:
             break
-        content += piece
-    return bytes(content)
+        left -= len(pieces[-1])
+    return b"".join(pieces)

@@ -21,10 +21,10 @@ from mbt_core.files import check_bytes
 from mbt_core.media.channels import CLOCK, LARGEST, Stored, channels_of
 
 SEPARATORS = (",", ";", "\t")
-SAMPLE = 1 << 20
-"""Bytes at the start of a file in which its form is found."""
-LINES = 200
-"""Lines of it that are looked at."""
+SAMPLES = (1 << 14, 1 << 20)
+"""Bytes at the start of a file in which its form is found; more, if lines are long."""
+LINES = 32
+"""Lines of them that are looked at."""
 TAIL = 3
 """Lines at the end of these that tell the form."""
 COMMENTS = ("#", "%")
@@ -72,7 +72,8 @@ def load_csv(content: bytes) -> Stored:
     from pyarrow import csv as arrow
 
     content, form = form_of(content)
-    check_bytes(8 * (content.count(form.separator.encode()) + content.count(b"\n") + 1), LARGEST)
+    if 8 * len(content) > LARGEST:
+        check_bytes(8 * (content.count(form.separator.encode()) + content.count(b"\n") + 1), LARGEST)
     labels = [str(number) for number in range(form.width)]
     table = arrow.read_csv(
         pa.BufferReader(pa.py_buffer(memoryview(content)[form.start :])),
@@ -247,9 +248,15 @@ def _parsed(name: str, column: Any, decimal: str) -> Any:
 
 
 def _sample(content: bytes) -> list[bytes]:
-    """The first lines with their ends."""
-    lines = content[:SAMPLE].splitlines(keepends=True)
-    return (lines[:-1] if len(content) > SAMPLE and len(lines) > 1 else lines)[:LINES]
+    """The first lines with their ends; one that is cut off does not count."""
+    lines: list[bytes] = []
+    for size in SAMPLES:
+        lines = content[:size].splitlines(keepends=True)
+        if size < len(content) and len(lines) > 1:
+            lines.pop()
+        if len(lines) >= LINES or size >= len(content):
+            break
+    return lines[:LINES]
 
 
 def _text(line: bytes) -> str:
