@@ -70,7 +70,7 @@ COUNTERS = frozenset(
     )
 )
 """A column is an index or a time if it rises all the time and its name has no words but these, or there is none."""
-IDS = frozenset(("id", "ids", "uuid", "guid"))
+IDS = frozenset(("id", "ids", "uuid", "guid", "subject", "participant", "patient", "user"))
 """Last words of the names of columns that tell who or which it is."""
 
 

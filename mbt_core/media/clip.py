@@ -290,8 +290,9 @@ class Clip(Closing):
         """The opened folder, if it is one."""
         if self._folder is None and isinstance(self._source, str | Path) and os.path.isdir(self._source):
             path = str(self._source)
-            names = numbering(path)
-            self._folder = PictureFolder(Path(path)) if names is None else FrameFolder(path, names, self.fps)
+            with self._reading("list it"):
+                names = numbering(path)
+                self._folder = PictureFolder(Path(path)) if names is None else FrameFolder(path, names, self.fps)
         if self._folder is not None:
             self._folder.deadline = self._deadline()
         return self._folder

@@ -20,7 +20,8 @@ from typing import Any
 from mbt_core.files import check_bytes
 from mbt_core.media.channels import CLOCK, LARGEST, Stored, channels_of
 
-SEPARATORS = (",", ";", "\t")
+SEPARATORS = ("\t", ";", ",")
+"""The last one may be a decimal point, too."""
 SAMPLES = (1 << 14, 1 << 20)
 """Bytes at the start of a file in which its form is found; more, if lines are long."""
 LINES = 32
@@ -34,7 +35,7 @@ MAX_RATE = 10_000
 """Samples a second that Empatica's second line may say."""
 SHOWN = 60
 """Characters of a line that an error shows."""
-NUMBER = r"\s*[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan)\s*"
+NUMBER = r" *[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|inf|infinity|nan) *"
 IS_NUMBER = re.compile(NUMBER, re.IGNORECASE)
 WITH_POINT, WITH_COMMA = (re.compile(rf"[+-]?\d*\{mark}\d+([eE][+-]?\d+)?") for mark in ".,")
 
@@ -100,6 +101,9 @@ def form_of(content: bytes) -> tuple[bytes, Form]:
         raise ValueError("UTF-16 text: save it as UTF-8")
     content = content.removeprefix(b"\xef\xbb\xbf").rstrip(b" \r\n")
     lines = [_text(line) for line in _sample(content)]
+    unclosed = next((number for number, line in enumerate(lines, start=1) if line.count('"') % 2), None)
+    if unclosed is not None:
+        raise ValueError(f"line {unclosed}: a quote is opened and not closed in it; write each cell in one line")
     for_excel = re.fullmatch(r"sep=(.)", lines[0]) if lines else None
     head = 1 if for_excel else sum(1 for _ in takewhile(_is_comment, lines))
     last = [line for line in lines[head:] if line.strip()][-TAIL:]
@@ -125,6 +129,8 @@ def _form(rows: list[list[str]], lengths: Sequence[int], head: int, separator: s
     decimal = _decimal(rows[begin:], separator)
     header = _header_lines(rows[begin:], decimal)
     names = next((row for row in rows[begin : begin + header] if len(set(row)) == len(row)), [*rows, []][begin])
+    if separator == "," and width == 2 and not header and begin == head + 1 and len(rows[head]) == 1:
+        raise ValueError(f"one name, {rows[head][0]!r}, and two cells: write decimal points, not commas, or name both")
     passed = _passed(rows, head, begin, header)
     after, rate = begin + header, None
     if not header and len(rows) > after + 2 and (rate := _empatica_rate(*rows[after : after + 2])):
@@ -202,19 +208,20 @@ def _empatica_rate(first: Sequence[str], second: Sequence[str]) -> float | None:
 
 
 def _separator(lines: Sequence[str]) -> str:
-    """What parts lines into the largest share of numbers, and then into most; spaces only where nothing else does."""
+    """What parts a line into the largest share of numbers, and then into most; spaces only where nothing else does."""
 
-    def score(separator: str) -> tuple[float, int]:
-        parted = [line.rstrip().removesuffix(";") if separator == "," else line for line in lines if separator in line]
-        cells = [cell for line in parted for cell in _cells(line, separator) if not _is_null(cell)]
-        numbers = sum(_is_number(cell, "." if separator == "," else ",") or _is_number(cell) for cell in cells)
+    def score(separator: str, line: str) -> tuple[float, int]:
+        row = _cells(line.rstrip(" ").removesuffix(";") if separator == "," else line, separator)
+        cells = [cell for cell in row if not _is_null(cell)]
+        numbers = sum(_is_number(cell) or (separator != "," and _is_number(cell, ",")) for cell in cells)
         return numbers / max(1, len(cells)), numbers
 
-    best = max(SEPARATORS, key=score)
-    spaced = [cell for line in lines for cell in line.split()]
-    if score(best)[1] or len(spaced) < 2 * len(lines) or not any(map(_is_number, spaced)):
+    scores = {s: max((score(s, line) for line in lines if s in line), default=(0.0, 0)) for s in SEPARATORS}
+    best = max(SEPARATORS, key=lambda separator: scores[separator])
+    if scores[best][1]:
         return best
-    return " "
+    is_spaced = any(len(line.split()) > 1 and any(map(_is_number, line.split())) for line in lines)
+    return " " if is_spaced else ","
 
 
 def _decimal(rows: list[list[str]], separator: str) -> str:
@@ -244,7 +251,7 @@ def _parsed(name: str, column: Any, decimal: str) -> Any:
             f"column {name!r} holds numbers, but {column[sample].as_py()!r} at sample {sample}: empty the cell if it "
             "is a gap, or remove the column"
         )
-    return pc.cast(pc.replace_substring_regex(column, r"\s|\+", ""), pa.float64())
+    return pc.cast(pc.replace_substring_regex(column, r" |\+", ""), pa.float64())
 
 
 def _sample(content: bytes) -> list[bytes]:
@@ -267,7 +274,7 @@ def _text(line: bytes) -> str:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
+    return [cell.strip(" ") for cell in next(csv.reader([line], delimiter=separator), [])]
 
 
 def _is_comment(line: str) -> bool:

@@ -226,6 +226,12 @@ def test_time_limit_of_folders_and_texts(frames, monkeypatch):
             opened.frames_between(0, 2)
 
 
+def test_a_folder_that_cannot_be_listed(frames):
+    (frames / "array" / "w").symlink_to("w")
+    with pytest.raises(MediaError, match=r"array: cannot list it: Too many levels of symbolic links"):
+        Clip(frames / "array").has("array")
+
+
 def test_an_empty_file():
     with pytest.raises(MediaError, match=r"a\.mp4: cannot open it: the file is empty"):
         Clip(b"", "a.mp4").has("frames")
