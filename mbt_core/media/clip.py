@@ -22,7 +22,8 @@ from mbt_core.media.container import Container
 from mbt_core.media.deadline import Deadline, read_all
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.folders import FrameFolder, PictureFolder, numbering
-from mbt_core.media.pictures import frames_at, frames_between
+from mbt_core.media.pictures import LARGEST_PICTURE, frames_at, frames_between
+from mbt_core.media.pngs import SIGNATURE, plain_png
 from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import all_channels, waveform_in
 
@@ -318,7 +319,11 @@ class Clip(Closing):
         if self._container is None:
             if not self._opened().seek(0, 2):
                 raise ValueError("the file is empty")
-            self._container = Container(self._opened(), self.name, self._suffix, self.timeout)
+            file = self._opened()
+            if self._opened().read(len(SIGNATURE)) == SIGNATURE:
+                file = io.BytesIO(plain_png(read_all(file, LARGEST_PICTURE, self._deadline())))
+            file.seek(0)
+            self._container = Container(file, self.name, self._suffix, self.timeout)
         self._container.start_clock()
         return self._container
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from mbt_core.files import check_bytes, open_regular
 from mbt_core.media.channels import LARGEST
-from mbt_core.media.container import DECODER_OPTIONS, MAX_PIXELS
+from mbt_core.media.container import DECODER_OPTIONS
 from mbt_core.media.deadline import Deadline
 from mbt_core.media.errors import MediaError, reason
-from mbt_core.media.pictures import Scaler, grey_bits
+from mbt_core.media.pictures import LARGEST_PICTURE, Scaler, grey_bits
+from mbt_core.media.pngs import plain_png
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
-LARGEST_PICTURE = 8 * MAX_PIXELS
-"""Bytes of a picture's file: of four channels of 16 bits, not compressed."""
 NUMBERED = re.compile(r"(.*?)([0-9]+)(\.\w+)", re.DOTALL)
 
 
@@ -205,7 +204,7 @@ def _frame(path: Path, deadline: Deadline | None) -> Any:
         deadline.check()
     try:
         with open_regular(path, LARGEST_PICTURE) as file:
-            content = file.read()
+            content = plain_png(file.read())
         context = av.CodecContext.create(CODECS[path.suffix.lower()], "r")
         context.options = DECODER_OPTIONS
         context.thread_count = 1

@@ -18,6 +18,7 @@ from mbt_core.media.errors import MediaError
 FAR_APART = 20.0  # seconds; over a longer gap, seeking costs less than decoding what nobody wants
 # Without the last two, swscale's pictures are darker by 2 levels of 255.
 FLAGS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+LARGEST_PICTURE = 8 * MAX_PIXELS  # bytes of a still's file: four channels of 16 bits, not compressed
 MAX_GREY_BITS = 10  # cameras write so many; what is written with more are measurements
 # What `orientation` says for 0, 90, 180 and 270 degrees counter-clockwise.
 QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))

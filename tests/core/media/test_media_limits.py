@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,21 @@ def test_pictures_count_before_they_are_decoded(frames, monkeypatch):
             MediaError, match="2 x 20 pictures of 64 x 48: 491,520 bytes are too large, expected at most"
         ):
             opened.array()
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP"])
+def test_pictures_with_much_packed_beside_them(tmp_path, kind):
+    """200 KB of it would unpack to 200 MB, and 20 MB to 20 GB."""
+    content = write_image(tmp_path / "0.png", counting(3)[2]).read_bytes()
+    packer = zlib.compressobj(9)
+    packed = b"".join(packer.compress(bytes(1 << 20)) for _ in range(200)) + packer.flush()
+    body = kind + b"name\0\0" + packed
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "0.png").write_bytes(content[:33] + chunk + content[33:])
+    before = peak()
+    for clip_of in (Clip(tmp_path / "0.png"), Clip(tmp_path, fps=10)):
+        np.testing.assert_array_equal(clip_of.frames([0.0])[0], counting(3)[2])
+    assert peak() - before < 50e6
 
 
 @pytest.mark.parametrize("target", ["/dev/zero", "fifo", "/dev", "gone"])
