@@ -94,12 +94,12 @@ def channel_lines(name: str, report: Mapping[str, Any]) -> list[str]:
 
 def doubt_of(name: str, samples: np.ndarray) -> str:
     """What looks wrong in a channel [samples]; empty: nothing."""
-    known = samples[np.isfinite(samples)].astype(np.float64)
-    if len(known) < LEAST:
+    finite = samples[np.isfinite(samples)].astype(np.float64)
+    if len(finite) < LEAST:
         return ""
-    if rising(known)[0] >= STEADY:
+    if rising(finite)[0] >= STEADY:
         return f"channel {name!r} rises all the time: a time or an index? Then leave it out (select, columns)"
-    deviation = known[1:].std()
-    if deviation and abs(known[0] - known[1:].mean()) > FAR * deviation:
+    deviation = finite[1:].std()
+    if deviation and abs(finite[0] - finite[1:].mean()) > FAR * deviation:
         return f"channel {name!r}: its first sample is more than {FAR:g} deviations off: no sample? Then remove it"
     return ""

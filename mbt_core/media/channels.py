@@ -190,8 +190,8 @@ def _ids(table: Any, chosen: Sequence[int]) -> list[int]:
 
 
 def _is_whole(values: np.ndarray) -> bool:
-    known = values[np.isfinite(values)]
-    return bool(len(known)) and bool((known == np.floor(known)).all())
+    finite = values[np.isfinite(values)]
+    return bool(len(finite)) and bool((finite == np.floor(finite)).all())
 
 
 def _floats(column: Any, kind: type = np.float32) -> np.ndarray:

@@ -40,11 +40,11 @@ def read_all(file: BinaryIO, largest: int, deadline: Deadline) -> bytes:
     size = file.seek(0, 2)
     check_bytes(size, largest)
     file.seek(0)
-    pieces, left = [], size  # what is written to it meanwhile is not read
-    while left > 0:
+    pieces, remaining = [], size  # what is written to it meanwhile is not read
+    while remaining > 0:
         deadline.check()
-        pieces.append(file.read(min(PIECE, left)))
+        pieces.append(file.read(min(PIECE, remaining)))
         if not pieces[-1]:
             break
-        left -= len(pieces[-1])
+        remaining -= len(pieces[-1])
     return b"".join(pieces)

@@ -184,8 +184,8 @@ def _header_lines(rows: list[list[str]], decimal: str) -> int:
 
     def kinds(row: list[str]) -> tuple[bool, bool, bool]:
         """Whether it has text, numbers, and text where numbers follow."""
-        numbers = {place for place, cell in enumerate(row) if _is_number(cell, decimal)}
-        texts = {place for place, cell in enumerate(row) if not _is_null(cell)} - numbers
+        numbers = {number for number, cell in enumerate(row) if _is_number(cell, decimal)}
+        texts = {number for number, cell in enumerate(row) if not _is_null(cell)} - numbers
         return bool(texts), bool(numbers), bool(texts & numeric)
 
     has_text, has_numbers, is_over_numbers = kinds(rows[0])

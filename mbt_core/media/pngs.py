@@ -1,4 +1,4 @@
-"""PNGs without what is packed beside the picture: a few kilobytes of it unpack to gigabytes, and nothing here reads it."""
+"""PNGs without what is packed beside the picture: little of it unpacks to gigabytes, and nothing here reads it."""
 
 from __future__ import annotations
 
