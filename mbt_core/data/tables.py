@@ -20,11 +20,17 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
-from mbt_core.files import LARGEST_TABLE, open_regular, read_parquet
+from mbt_core.files import LARGEST_TABLE, check_bytes, open_regular, read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24
 """Bytes parsed at a time; a row must be shorter."""
+KEY = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+:')
+"""Of an object in JSON."""
+LINES = 1 << 18
+"""Bytes of lines whose keys are looked for at a time."""
+CELL = 16
+"""Bytes that pyarrow takes for a cell of JSON, also an empty one."""
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 JUNK = {"thumbs.db", "desktop.ini"}
 
@@ -138,9 +144,7 @@ def _parquet(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
 
 
 def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    with open_regular(path, LARGEST_TABLE) as file:
-        if not file.read(1):
-            raise DataError(f"{path}: empty; expected one JSON object per line")
+    _check_keys(path)
     options = pa.json.ReadOptions(block_size=BLOCK)
     table = pa.json.read_json(path, options)
     # what looks like a date is text like any other: read such columns again, as they are written
@@ -152,6 +156,19 @@ def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     names = _header(path, table.column_names)
     table = table.rename_columns(names)
     return table.select([name for name in names if wanted(name)] or names[:1]), names
+
+
+def _check_keys(path: Path) -> None:
+    """Raises `DataError` for an empty JSONL file, `OSError` for one whose rows times keys would not fit into memory."""
+    keys: set[bytes] = set()
+    rows = 0
+    with open_regular(path, LARGEST_TABLE) as file:
+        while lines := file.readlines(LINES):
+            rows += len(lines)
+            keys.update(KEY.findall(b"".join(lines)))
+            check_bytes(CELL * rows * len(keys), LARGEST_TABLE)  # a key of one row is a column of all
+    if not rows:
+        raise DataError(f"{path}: empty; expected one JSON object per line")
 
 
 def read_folder(root: Path) -> pa.Table:

@@ -52,6 +52,17 @@ def test_manifests_that_would_fill_the_memory(bomb):
     assert read_table(bomb, lambda name: name == "x")[0].num_rows == 8000
 
 
+def test_manifests_of_ever_new_keys(tmp_path):
+    """Each is a column of all rows: 300 KB come to 3 GB."""
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"id": "{i}", "k{i}": 1}}\n' for i in range(14_000)))
+    before = peak()
+    with pytest.raises(DataError, match=r"m\.jsonl: cannot be read: 2,147,\d+,\d+ bytes are too large"):
+        read_table(tmp_path / "m.jsonl", lambda name: True)
+    assert peak() - before < 50e6
+    (tmp_path / "m.jsonl").write_text("".join(f'{{"id": "{i}", "text": "a \\"quoted\\": word"}}\n' for i in range(200)))
+    assert read_table(tmp_path / "m.jsonl", lambda name: True)[0].num_rows == 200
+
+
 def test_parquet_files_come_as_they_were_written(tmp_path):
     table = pa.table({
         "labels": pa.array([["ab", "c"], ["ab"], None]), "numbers": pa.array([[1.0], [2.0, 3.0], None]),
