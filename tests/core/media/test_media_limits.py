@@ -56,7 +56,7 @@ def test_manifests_of_ever_new_keys(tmp_path):
     """Each is a column of all rows: 300 KB come to 3 GB."""
     (tmp_path / "m.jsonl").write_text("".join(f'{{"id": "{i}", "k{i}": 1}}\n' for i in range(14_000)))
     before = peak()
-    with pytest.raises(DataError, match=r"m\.jsonl: cannot be read: 2,147,\d+,\d+ bytes are too large"):
+    with pytest.raises(DataError, match=r"m\.jsonl: cannot be read: [23],\d+,\d+,\d+ bytes are too large"):
         read_table(tmp_path / "m.jsonl", lambda name: True)
     assert peak() - before < 50e6
     (tmp_path / "m.jsonl").write_text("".join(f'{{"id": "{i}", "text": "a \\"quoted\\": word"}}\n' for i in range(200)))
