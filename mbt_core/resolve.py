@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from mbt_core.config import DEFAULT_TASK, Experiment
-from mbt_core.data.check import fit_modalities
+from mbt_core.data.check import channel_notes, fit_modalities
 from mbt_core.data.labels import are_measures, as_regression
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import MIN_HELD_OUT, TEST, TRAIN, VAL
@@ -68,7 +68,8 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
 
 
 def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
-    """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes."""
+    """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes; and
+    which columns of tables are read."""
     others = [repr(split) for split in manifest.splits if split not in (TRAIN, VAL, TEST)]
     unused = f"rows of other splits ({', '.join(others)}) are not used; those of {TRAIN}, {VAL} and {TEST} are"
     found = [unused] if others else []
@@ -86,7 +87,7 @@ def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
                 f"task {task!r}: {len(names)} classes that are numbers, e.g. {names[0]!r}; to predict numbers, set "
                 + as_regression(task)
             )
-    return found
+    return found + channel_notes(manifest, make_modalities(experiment), experiment.data.timeout)
 
 
 def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:

@@ -44,7 +44,7 @@ from mbt_core.data.shards import (
 )
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, MBTError
-from mbt_core.files import only_writer, write_atomically
+from mbt_core.files import only_writer, open_regular, write_atomically
 from mbt_core.media import Clip, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
@@ -56,6 +56,8 @@ AT_ONCE = 10.0
 """Seconds of frames decoded at a time."""
 SAME_RATE = 1.005
 """Factor up to which a frame rate counts as the one that is kept."""
+PICTURES = 64
+"""Pictures of a folder decoded at a time."""
 SHOWN = 5
 CALLED = {"digest": "cells or classes"}
 """What a field of `Packing` is called where it differs."""
@@ -364,7 +366,7 @@ class Packer:
                         facts.duration = clip.duration
                         facts.start, facts.stop = self._span(row, clip)
                     members = self._pack_one(clip, path, reads, column, facts)
-                    _check_size(path, members)
+                    _check_size(path, max((len(content) for _, content, _ in members), default=0))
                     facts.ends[reads] = clip.duration_of(reads)
                 except (DataError, OSError) as error:
                     facts.errors[reads] = str(error)
@@ -387,11 +389,13 @@ class Packer:
         if Path(path).is_dir():
             facts.payload = "npy"
             buffer = io.BytesIO()
-            np.save(buffer, clip.array().round().clip(0, 255).astype(np.uint8))
+            np.save(buffer, packed_levels(clip))
             content = buffer.getvalue()
         else:
             facts.payload = Path(path).suffix.lower().removeprefix(".")
-            content = Path(path).read_bytes()
+            with open_regular(path) as file:
+                _check_size(path, os.fstat(file.fileno()).st_size)
+                content = file.read()
         return [(f"{column}.{facts.payload}", content, math.nan)]
 
     def _span(self, row: Row, clip: Clip) -> tuple[float, float]:
@@ -403,11 +407,20 @@ class Packer:
         return max(0.0, start - BEFORE), stop
 
 
-def _check_size(path: str, members: Sequence[tuple[str, bytes, float]]) -> None:
-    """Raises `DataError` for members that reading would refuse."""
-    size = max((len(content) for _, content, _ in members), default=0)
+def _check_size(path: str, size: int) -> None:
+    """Raises `DataError` for a member of so many bytes that reading would refuse it."""
     if size > LARGEST:
         raise DataError(f"{path}: {size:,} bytes to pack, expected at most {LARGEST:,}: cut it into several files")
+
+
+def packed_levels(clip: Clip) -> np.ndarray:
+    """[C, N, H, W] grey levels of a folder of pictures, as uint8 if they fit, else uint16. Raises `DataError`."""
+    _check_size(clip.name, math.prod(clip.shape))
+    levels = np.empty(clip.shape, np.uint16)
+    for first in range(0, clip.shape[1], PICTURES):
+        part = range(first, min(first + PICTURES, clip.shape[1]))
+        levels[:, first : part.stop] = clip.array(part)
+    return levels.astype(np.uint8) if levels.max() <= np.iinfo(np.uint8).max else levels
 
 
 def key_of(row: int) -> str:

@@ -26,6 +26,8 @@ class SignalConfig(ModalityConfig):
     """Channels of the input; ``auto``: those of the files."""
     select: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Which channels of a file to take, in this order, counted from 0; not given: all."""
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    """The same by name, of .csv and .parquet files; channels without a name are called by their number."""
     source_rate: PositiveFloat | None = None
     """Samples a second in files that do not say it themselves (all but .wav); not given: `rate`."""
     rate: Annotated[PositiveFloat, Field(le=1e10)] | Auto = "auto"
@@ -67,8 +69,11 @@ class SignalConfig(ModalityConfig):
         if self.patch != "auto" and isinstance(self.patch, int) != (self.view == "patches"):
             expected = "a number of samples" if self.view == "patches" else "[time, frequency]"
             raise ValueError(f"patch {self.patch} does not fit view {self.view!r}: expected {expected}")
-        if self.select is not None and self.channels not in ("auto", len(self.select)):
-            raise ValueError(f"channels is {self.channels}, but select names {len(self.select)}")
+        if self.select is not None and self.columns is not None:
+            raise ValueError("select and columns both say which channels to take: give one of them")
+        for name, chosen in (("select", self.select), ("columns", self.columns)):
+            if chosen is not None and self.channels not in ("auto", len(chosen)):
+                raise ValueError(f"channels is {self.channels}, but {name} names {len(chosen)}")
         for name in ("mean", "std"):
             given = getattr(self, name)
             if isinstance(given, list) and self.channels not in ("auto", len(given)):
