@@ -90,10 +90,10 @@ def test_seeking_gives_the_same_pixels_as_reading_through(folder, gop, suffix):
 def test_only_the_window_is_decoded(mp4, monkeypatch):
     """One seek, and no more frames than from the keyframe to one after the last time."""
     decoded = []
-    from mbt_core.media import container
+    from mbt_core.media import timing
 
-    length_of = container.length_of
-    monkeypatch.setattr(container, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    length_of = timing.length_of
+    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
     Clip(mp4).frames([1.0, 1.2])  # frames 25 to 30; keyframes at 24 and 36
     assert len(decoded) <= 8
 
@@ -102,10 +102,10 @@ def test_times_far_apart_skip_what_lies_between(folder, monkeypatch):
     frames = np.concatenate([counting(50, 16, 16)] * 3)
     path = write_media(folder / "long.mp4", frames, fps=1, video_options={"preset": "ultrafast", "g": "10"})
     decoded = []
-    from mbt_core.media import container
+    from mbt_core.media import timing
 
-    length_of = container.length_of
-    monkeypatch.setattr(container, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    length_of = timing.length_of
+    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
     assert shown(Clip(path).frames([0.0, 60.0, 120.0])) == [0, 10, 20]
     assert len(decoded) < 20
 
