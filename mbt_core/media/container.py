@@ -38,6 +38,7 @@ UNDATED = ("mpeg",)
 READ_THROUGH = 64 << 20  # bytes of such a file
 OPEN_GOP = 5.0  # seconds before a keyframe where another one is expected
 WITHOUT_START = ("asf",)  # formats in which seeking does not lead to the start; nor if it need not be a keyframe
+PADDING = 0.1  # seconds of sound in a stated length that encoders add and decoders take away
 BEFORE_ALL = -(1 << 40)  # a timestamp before any first one
 
 
@@ -159,8 +160,7 @@ class Container:
             first = next(frames, None)
             if first is not None and (origin is None or first[0] <= start):
                 yield first
-                if not self.is_still:
-                    yield from frames
+                yield from frames
                 return
         raise MediaError(f"{self.name}: cannot decode anything of its {kind} stream")
 
@@ -247,8 +247,8 @@ class Container:
                         position, length = packet.pos + packet.size, packet.duration * float(stream.time_base)
                         end = packet.pts * float(stream.time_base) - self.zero + length
         except av.InvalidDataError:
-            stated = self.end_of(stream, of_all=False)
-            if self.size - position > MOST or stated is None or end < stated - length / 2:
+            stated, spare = self.end_of(stream, of_all=False), length / 2 if stream.type == "video" else PADDING
+            if self.size - position > MOST or stated is None or end < stated - spare:
                 raise
         yield None
 

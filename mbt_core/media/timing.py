@@ -15,6 +15,8 @@ from typing import Any
 import av
 from av.format import Flags
 
+UNTIMED = ("avi",)  # formats without presentation times: FFmpeg guesses them
+PACKING = ("mpeg4",)  # codecs of which a packet can hold two frames, and the next none: their times are then swapped
 LOOK_AHEAD = 32  # packets within which B-frames show
 SMALLEST_STEP = 1e-3  # seconds between frames whose times do not rise
 
@@ -76,17 +78,19 @@ def timing_of(form: Any, stream: Any, first_packets: Callable[[], Iterator[Any]]
         return Timing.COUNTING
     if not stream.codec_context.has_b_frames:
         return Timing.PRESENTATION
-    packets, latest, lacking = [], -math.inf, False
+    if form.name in UNTIMED:
+        return Timing.DECODING
+    is_packing = stream.codec_context.name in PACKING  # looking at packets may open the file anew, without `stream`
+    packets, latest = [], -math.inf
     for packet in islice(first_packets(), LOOK_AHEAD):
-        if packet.pts is None:
-            lacking |= packet.dts is not None
-        elif packet.pts < latest:
+        if packet.pts is None and packet.dts is not None:
+            return Timing.DECODING
+        if packet.pts is not None and packet.pts < latest and not is_packing:
             return Timing.PRESENTATION
-        else:
-            latest = packet.pts
+        latest = latest if packet.pts is None else packet.pts
         packets.append(packet)
-    stamps = [] if lacking else [frame.pts for frame in decoded(packets) if frame.pts is not None]
-    return Timing.DECODING if lacking or any(b < a for a, b in pairwise(stamps)) else Timing.PRESENTATION
+    stamps = [frame.pts for frame in decoded(packets) if frame.pts is not None]
+    return Timing.DECODING if any(b < a for a, b in pairwise(stamps)) else Timing.PRESENTATION
 
 
 def decoded(packets: list[Any]) -> list[Any]:

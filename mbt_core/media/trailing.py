@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-# Formats that are nothing but one packet after the other, which start alike: what follows the last passes for one more.
-UNFRAMED = ("mp3", "aac", "ac3", "eac3")
+# Formats, and ends of names of formats (single pictures), that are nothing but one packet after the other, which start
+# alike: what follows the last passes for one more.
+UNFRAMED = ("mp3", "aac", "ac3", "eac3", "_pipe")
 MOST = 1 << 14  # bytes; more than that may be sound that was overwritten
 
 
@@ -17,7 +18,7 @@ class Trailer:
     """
 
     def __init__(self, form: str) -> None:
-        self.is_possible = form in UNFRAMED
+        self.is_possible = form.endswith(UNFRAMED)
         self.head: bytes | None = None  # the first bytes of all packets that decoded; empty: they differ
         self.size = 0
         self.error: Exception | None = None  # why the first one does not decode

@@ -251,6 +251,17 @@ def test_stills_show_at_any_time(folder, suffix, as_bytes):
         assert shown(clip.frames([100.0], short_side=10)) == [5]
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "png"])
+def test_photos_of_many_bytes(folder, suffix):
+    """By such a suffix FFmpeg takes a file for one of a series, which are not read."""
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+    path = write_image(
+        folder / ("noise.png" if suffix == "png" else "noise.jpg"), picture, "rgb24" if suffix == "png" else "yuvj444p"
+    )
+    with Clip(path.read_bytes(), f"photo.{suffix}") as clip:
+        assert clip.frames([0.0, 1.0]).shape == (2, 96, 128, 3)
+
+
 def test_percent_signs_in_a_name_are_no_pattern(folder):
     for i in (1, 2):
         write_image(folder / f"img{i}.png", counting(3)[i])
