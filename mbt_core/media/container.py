@@ -228,6 +228,7 @@ class Container:
                 raise self._damaged(stream, times, trailer.error) from trailer.error
             trailer.follows(packet)
             for frame in frames:
+                frame.time_base = stream.time_base  # those that come at the end have none
                 at = times(frame)
                 if at is not None:
                     yield at, frame

@@ -52,11 +52,14 @@ def _read(
     """Take streams whose packets come out of `missing`, until it is empty or `most` bytes are read; whether so much
     was read in vain."""
     size = 0
-    for packet in container.demux(*streams):
-        check_clock()
-        size += packet.size
-        if packet.size:
-            missing.discard(packet.stream_index)
-        if not missing or size > most:
-            break
+    try:
+        for packet in container.demux(*streams):
+            check_clock()
+            size += packet.size
+            if packet.size:
+                missing.discard(packet.stream_index)
+            if not missing or size > most:
+                break
+    except av.InvalidDataError:  # damage further on is said when it is read
+        pass
     return bool(missing) and size > most

@@ -72,11 +72,9 @@ def timing_of(form: Any, stream: Any, first_packets: Callable[[], Iterator[Any]]
     Presentation times go back and forth from packet to packet, in the order of decoding. Where they only rise, either
     there are no B-frames after all, or they are decoding times; then the order of the decoded frames tells.
     """
-    if stream.type != "video":
-        return Timing.PRESENTATION
-    if form.flags & Flags.no_timestamps.value:
+    if stream.type == "video" and form.flags & Flags.no_timestamps.value:
         return Timing.COUNTING
-    if not stream.codec_context.has_b_frames:
+    if stream.type != "video" or not stream.codec_context.has_b_frames:
         return Timing.PRESENTATION
     if form.name in UNTIMED:
         return Timing.DECODING
