@@ -438,15 +438,16 @@ def packed_frames(clip: Clip, start: float, stop: float, packing: Packing) -> It
     if end is None:  # a still
         yield 0.0, encode_jpeg(clip.frames([0.0], side)[0], packing.quality)
         return
-    stop, last = min(stop, end), -math.inf
-    pieces = max(1, math.ceil((stop - start) / AT_ONCE))
-    bounds = np.linspace(start, max(start, stop), pieces + 1)
+    until, last = max(start, min(stop, end)), -math.inf
+    pieces = max(1, math.ceil((until - start) / AT_ONCE))
+    bounds = np.linspace(start, until, pieces + 1)
     for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if rate is not None and rate > packing.fps * SAME_RATE:
             grid = np.arange(math.floor(low * packing.fps + 1e-6), math.floor(high * packing.fps + 1e-6) + 1)
             since, pictures = grid / packing.fps - 1e-6, clip.frames((grid / packing.fps).tolist(), side)
         else:
-            since, pictures = clip.frames_between(low, high, side)
+            # A file may end later than it says: AVI with B-frames shows them late.
+            since, pictures = clip.frames_between(low, high if high < until else max(until, stop), side)
         for time, picture in zip(since.tolist(), pictures, strict=True):
             if time > last:
                 last = time
