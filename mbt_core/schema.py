@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_o
 from pydantic import (
     BaseModel,
     ConfigDict,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -51,6 +52,21 @@ class ModalityConfig(StrictModel):
     def auto_fields(self) -> list[str]:
         """Names of the fields still at ``"auto"``."""
         return [name for name in type(self).model_fields if getattr(self, name) == "auto"]
+
+
+class Scale(StrictModel):
+    """What the numbers of a label are measured by: less `mean`, divided by `std`, each by its own."""
+
+    mean: list[float]
+    """Of each number over the training split."""
+    std: list[PositiveFloat]
+    """Standard deviation of each number over the training split; 1 for one that does not vary."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} numbers in mean, but {len(self.std)} in std")
+        return self
 
 
 class PictureConfig(ModalityConfig):

@@ -59,7 +59,7 @@ class Evaluation:
             for task, values in logits.items():
                 kind = self.head.kind_of(task)
                 if source == FUSED:
-                    losses.append(task_loss(kind, values, targets[task]).mean())
+                    losses.append(task_loss(kind, values, targets[task], scale=self.head.scale_of(task)).mean())
                 for name, value in task_metrics(kind, values[here], self.targets[task][here]).items():
                     label = name if single else f"{task}/{name}"
                     found[f"{label}[{source}]" if source else label] = value

@@ -108,7 +108,9 @@ def trace_attention(
             x.requires_grad_(tapping)
         prediction = model.encode(embedded, present, return_intermediates=True)
         starts = _starts(model, embedded, present)
-        slopes = taps.slopes(_objectives(prediction, list(starts), task, classes)) if method == "gradient" else ()
+        slopes = (
+            taps.slopes(_objectives(model, prediction, list(starts), task, classes)) if method == "gradient" else ()
+        )
     with torch.no_grad():
         masks = {name: t.mask for name, t in embedded.items()}
         layers = [_attentions(record, masks, present) for record in prediction.intermediates or ()]
@@ -260,15 +262,20 @@ def _shares(rows: Rows, order: Sequence[str]) -> Tensor:
     return share / share.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
-def _objectives(prediction: Prediction, names: Sequence[str], task: str | None, classes: Tensor | None) -> list[Tensor]:
-    """What each prediction says about the class, summed over the batch."""
+def _objectives(
+    model: MBT, prediction: Prediction, names: Sequence[str], task: str | None, classes: Tensor | None
+) -> list[Tensor]:
+    """What each prediction says about the class, summed over the batch; of a number in its deviations."""
     fused = by_task(prediction.logits)
     task = next(iter(fused)) if task is None else task
     if task not in fused:
         raise ConfigError(f"task: {unknown('task', task, fused)}")
     classes_B = fused[task].argmax(1) if classes is None else classes
+    scale = model.config.head.scale_of(task)
     logits = [prediction.logits if name == FUSED else prediction.modality_logits[name] for name in names]
-    return [by_task(x)[task].gather(1, classes_B[:, None]).sum() for x in logits]
+    said = [by_task(x)[task].gather(1, classes_B[:, None]) for x in logits]
+    # the unit of a number must not decide how much attention weighs beside the token itself
+    return [(x if scale is None else x / x.new_tensor(scale.std)[classes_B, None]).sum() for x in said]
 
 
 class _Taps:

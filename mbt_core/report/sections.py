@@ -15,7 +15,7 @@ import torch
 from mbt_core.config import BackboneConfig, HeadConfig, TaskKind
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
-from mbt_core.evaluate.metrics import lower_is_better, metric_names
+from mbt_core.evaluate.metrics import base_name, lower_is_better, metric_names
 from mbt_core.evaluate.table import Predictions
 from mbt_core.page.colours import names_of
 from mbt_core.page.html import percent
@@ -84,11 +84,9 @@ def shown(name: str, value: float) -> str:
     """A metric as text: shares of right answers in per cent."""
     if math.isnan(value):
         return "\N{EN DASH}"
-    return percent(value) if _base(name) in ("top1", "top5") else f"{value:.3f}"
-
-
-def _base(name: str) -> str:
-    return name.partition("[")[0].rpartition("/")[2]
+    if base_name(name) in ("top1", "top5"):
+        return percent(value)
+    return f"{value:.4g}" if base_name(name) in ("mae", "rmse") else f"{value:.3f}"
 
 
 def facts(left: Left) -> list[tuple[str, str]]:
@@ -199,7 +197,7 @@ def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> 
 
 def limits(name: str) -> tuple[float, float] | None:
     """What the values of a metric cannot leave, where there is such a thing."""
-    return (0.0, 1.0) if _base(name) in ("top1", "top5", "mAP") else None
+    return (0.0, 1.0) if base_name(name) in ("top1", "top5", "mAP") else None
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> str:
