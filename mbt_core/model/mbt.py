@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class MBT(nn.Module):
     Attributes:
         modalities: name -> `Modality` instance.
         classes: task -> names of its classes, if known; saved with the model.
+        never_trained: names of the parameters that plugins have frozen when they made them.
         saved_config: the configuration as it is saved: it tells what was in the files that belong to the model.
 
     Raises:
@@ -105,6 +106,15 @@ class MBT(nn.Module):
         self.blocks = self._make_blocks(names)
         self.head = Head(self.config.head, self.backbone, self.config.pool, names)
         self.saved_config = portable(self.config)
+        self.never_trained = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        self._never_training = [module for module in self.modules() if not module.training]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what a plugin has put into evaluation mode when it made it stays there."""
+        super().train(mode)
+        for module in self._never_training:
+            module.training = False
+        return self
 
     def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
         """Set of blocks -> layer -> block; only the blocks that are used exist."""
