@@ -24,7 +24,7 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import choose_split, open_manifest, other_data, require_train, split_or_all
+from mbt_core.data.source import choose_split, media_paths, open_manifest, other_data, require_train, split_or_all
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
@@ -160,7 +160,12 @@ class Run:
     ) -> list[FilePrediction]:
         """Classifies media files with whatever modalities each has; a bad file yields its error.
 
-        Args: see `mbt_core.evaluate.predict.predict_files`.
+        Args:
+            files: the path of a file or folder, or several.
+            top, every, device, fps: see `mbt_core.evaluate.predict.predict_files`.
+
+        Raises:
+            ConfigError: for anything but paths.
         """
         return list(self.predict_stream(files, top, every, device, fps=fps))
 
@@ -174,7 +179,7 @@ class Run:
         fps: float | None = None,
     ) -> Iterator[FilePrediction]:
         """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
-        paths = map(Path, [files] if isinstance(files, (str, Path)) else files)
+        paths = media_paths(files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         return predict_files(
             self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered, fps=fps

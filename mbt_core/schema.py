@@ -46,6 +46,8 @@ class ModalityConfig(StrictModel):
     attached: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold paths of files without which a model is nothing (a vocabulary): folders of runs
     and models hold copies of them. Such a field is a path as a string, or None."""
+    of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std")
+    """Names of the fields that only the preprocessor needs: a model for preprocessed inputs is made without them."""
     kind: str
     """The kind of modality; the key's own name if not given."""
 

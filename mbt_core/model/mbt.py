@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import DEFAULT_TASK, HeadConfig, MBTConfig
-from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.errors import ConfigError, DataError, MBTError, unknown
 from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
 from mbt_core.hub import locate, upload
 from mbt_core.modality import Modality
@@ -76,6 +76,10 @@ class MBT(nn.Module):
         super().__init__()
         self.config = validate(MBTConfig, config)
         self.backbone = resolve_backbone(self.config.backbone)
+        if unfilled := [field for name in self.config.modalities for field in self._unfilled(name, before=True)]:
+            raise ConfigError(
+                f"{', '.join(unfilled)}: 'auto' is filled from the data of a run; a model alone needs a value"
+            )
         self.modalities: dict[str, Modality] = {
             name: registry().modality_class(c.kind)(name, c) for name, c in self.config.modalities.items()
         }
@@ -194,10 +198,31 @@ class MBT(nn.Module):
                 x, mask = given if isinstance(given, tuple) else (given, None)
                 if present is not None:
                     x = torch.where(present[name].reshape(-1, *[1] * (x.dim() - 1)), x, 0)
-                tokens[name] = self.stream(name).tokenizer(x, mask)
+                tokens[name] = self._embedded(name, self.stream(name).tokenizer, x, mask)
         if transform is not None:
             tokens = transform(tokens)
-        return {name: self.stream(name)(t) for name, t in tokens.items()}
+        return {name: self._embedded(name, self.stream(name), t) for name, t in tokens.items()}
+
+    def _embedded(self, name: str, part: nn.Module, *inputs: Any) -> Tokens:
+        """What a part of modality `name`'s stream makes of its inputs; an error tells whose it is."""
+        try:
+            tokens: Tokens = part(*inputs)
+            return tokens
+        except MBTError:
+            raise
+        except Exception as error:
+            if unfilled := self._unfilled(name):
+                raise ConfigError(f"{', '.join(unfilled)}: still 'auto', and its tokenizer fails: {error}") from error
+            if isinstance(error, ValueError):
+                raise ValueError(f"{name}: {error}") from error
+            error.add_note(f"while {name!r} was embedded")
+            raise
+
+    def _unfilled(self, name: str, before: bool = False) -> list[str]:
+        """Settings of a modality still at ``auto``; `before` the model is made, those it cannot be made without."""
+        config = self.config.modalities[name]
+        spared = config.of_preprocessor if before else ()
+        return [f"modalities.{name}.{field}" for field in config.auto_fields() if field not in spared]
 
     def stream(self, name: str) -> Stream:
         """Modality `name`'s tokenizer, class token and positions."""

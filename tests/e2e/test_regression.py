@@ -100,6 +100,15 @@ def test_every_path_tells_the_own_unit(far, tmp_path):
     assert all(name in page for name in ("rmse", "mae", "r2"))
 
 
+def test_only_paths_are_predicted(far):
+    """The keys of a dictionary are no files; an array says what to do."""
+    for files, came in (({"sensor": far.path.parent / "0.npy"}, "a dict"), ([np.zeros((2, 32))], "a list of ndarray")):
+        with pytest.raises(ConfigError, match=f"expected the path of a media file .*, came {came}.*predict_rows"):
+            far.predict(files)
+    with pytest.raises(ConfigError, match="data: expected the path or URL of a manifest, came a dict"):
+        far.evaluate({"sensor": ["0.npy"]})
+
+
 @pytest.mark.slow
 def test_an_exported_model_tells_the_own_unit(far, tmp_path):
     model = load(far.path).model
