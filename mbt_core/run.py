@@ -30,6 +30,7 @@ from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
+from mbt_core.evaluate.subsets import Rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
 from mbt_core.hub import upload
@@ -111,6 +112,7 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
         written: Callable[[Path], None] | None = None,
         max_missing: float | None = None,
+        rows: Rows = "common",
     ) -> tuple[str, dict[Subset, Evaluation]]:
         """Evaluates on a split, and writes ``predictions.parquet`` if all modalities are evaluated.
 
@@ -126,9 +128,10 @@ class Run:
             progress: called with (examples done, examples in all).
             written: called with the folder that has ``predictions.parquet`` now.
             max_missing: share of files that may be missing or unreadable; the run's ``data.max_missing`` by default.
+            rows: of which the report compares subsets; see `mbt_core.evaluate.subsets.on_rows`.
 
         Returns:
-            The split, and subset -> evaluation.
+            The split, and subset -> evaluation, of each one's own rows.
         """
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
@@ -140,7 +143,7 @@ class Run:
         whole = found.get(tuple(model.modalities))
         if whole is not None:
             other = None if data is None else manifest.path
-            about = About.of(other, views or self.experiment.evaluate.views, found)
+            about = About.of(other, views or self.experiment.evaluate.views, found, rows)
             try:
                 folder = evaluation_folder(self.path, manifest, split, other)
                 write_predictions(folder, whole, manifest, split, about)

@@ -36,7 +36,7 @@ def test_a_third_modality_trains_with_the_two(toys, with_arrays, tmp_path):
     found = json.loads(mbt("eval", out, "--subsets", "--json").out)
     assert list(found["subsets"]) == [
         "rgb", "audio", "alpha", "rgb+audio", "rgb+alpha", "audio+alpha", "rgb+audio+alpha"]  # fmt: skip
-    assert found["subsets"]["rgb+audio+alpha"] == found["metrics"]
+    assert found["subsets"]["rgb+audio+alpha"] == {"examples": found["examples"], **found["metrics"]}
 
     series = next(tmp_path.glob("test-*.npy"))
     clip = clips_of(tmp_path / "three.csv")[0]
