@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 from mbt_core.errors import MBTError
 from mbt_core.model import MBT
 from mbt_core.model.fusion.base import BOTTLENECKS, JOINT, Fusion, Masks, Presence, Rows, Streams
-from mbt_core.tokens import Tokens
 
 Sources = Mapping[str, Sequence[tuple[str, int]]]
 """Block -> whose tokens its keys are, and how many."""
@@ -36,12 +35,13 @@ class Unaccounted(Exception):
     """A way on which information goes and `trace` does not lead back."""
 
 
-def check_accounted(model: MBT, embedded: Mapping[str, Tokens], present: Presence, sources: Sequence[Sources]) -> None:
+def check_accounted(model: MBT, streams: Streams, masks: Masks, present: Presence, sources: Sequence[Sources]) -> None:
     """Compares every fused layer with `Fusion.trace`.
 
     Args:
         model: in evaluation mode.
-        embedded: streams as they enter the first layer.
+        streams: as they enter the first fused layer.
+        masks: name -> bool [B, N] of real tokens; None: all.
         present: name -> bool [B]; None: all present.
         sources: of each layer, from the first one up.
 
@@ -49,8 +49,6 @@ def check_accounted(model: MBT, embedded: Mapping[str, Tokens], present: Presenc
         MBTError: if information takes a way that `trace` does not lead back on, or if that cannot be told.
     """
     fusion, layers = model.fusion, range(model.first_fused, model.backbone.depth)
-    lower = model.run_layers(embedded, present, range(layers.start))
-    streams, masks = {name: t.x for name, t in lower.items()}, {name: t.mask for name, t in lower.items()}
     where = "at the start"
     try:
         state, derived = fusion.start(streams), _start_derives(fusion, streams, masks)
@@ -123,7 +121,7 @@ class _Layer:
         return self.fusion.layer(self.index, calls, dict(streams), state, self.masks, self.present)
 
     def _look(self, calls: Mapping[str, _Call], streams: Streams, state: Any) -> _Seen:
-        keys = {}
+        keys: dict[Part, Tensor] = {}
         for name, call in calls.items():
             if call.queries and name not in self.sources:
                 raise Unaccounted(f"{_block(name)} runs without `record`")
@@ -134,9 +132,11 @@ class _Layer:
         bottlenecks = {} if own.bottlenecks is None else {BOTTLENECKS: own.bottlenecks}
         return _Seen(keys, {**streams, **bottlenecks}, own.others)
 
-    def _again(self, streams: Streams | None = None, state: Any = None, **given: Tensor) -> _Seen:
+    def _again(
+        self, streams: Streams | None = None, state: Any = None, given: Mapping[str, Tensor] | None = None
+    ) -> _Seen:
         """What is seen with blocks that give what they gave, but for what is `given` in its place."""
-        calls = {n: _Call(n, call.block, given.get(n, call.given)) for n, call in self.calls.items()}
+        calls = {n: _Call(n, call.block, (given or {}).get(n, call.given)) for n, call in self.calls.items()}
         return self._look(calls, *self._run(calls, streams or self.streams, self.state if state is None else state))
 
     def check(self, derived: bool) -> bool:
@@ -165,18 +165,18 @@ class _Layer:
             self._compare(BOTTLENECKS, None, [self._again(state=s) for s in state.changed()], trace)
         for name, call in self.calls.items():
             if call.given is not None:
-                changed = [self._again(**{name: y}) for y in _changed(call.given, None)]
+                changed = [self._again(given={name: y}) for y in _changed(call.given, None)]
                 after |= self._compare(name, name, changed, trace)
                 for token, y in _changed_at(call.given, None):
-                    self._compare_at(name, name, self._again(**{name: y}), trace, token)
+                    self._compare_at(name, name, self._again(given={name: y}), trace, token)
         return after
 
     def _follows(self, changed: Sequence[_Seen]) -> bool:
+        before = [*self.seen.keys.values(), *self.seen.outputs.values()]
         return any(
-            _differ(x, after[key])
+            _differ(x, y)
             for seen in changed
-            for before, after in ((self.seen.keys, seen.keys), (self.seen.outputs, seen.outputs))
-            for key, x in before.items()
+            for x, y in zip(before, [*seen.keys.values(), *seen.outputs.values()], strict=True)
         )
 
     def _compare(self, name: str, block: str | None, changed: Sequence[_Seen], trace: _Trace) -> bool:
@@ -240,7 +240,7 @@ class _Trace:
         if (lost_BQ := (rows_BQ - led_BQ).abs() > CONSERVED * rows_BQ).any():
             output = self.outputs[int(lost_BQ.any(0).int().argmax())]
             raise Unaccounted(f"`trace` does not lead all of what rests on {_tokens(output)} to the layer's input")
-        self.parts = {part: self._run(self.rows, lambda p, *_, part=part: float(p == part)) for part in seen.keys}  # type: ignore[misc]
+        self.parts = {part: self._run(self.rows, lambda p, *_, part=part: float(p == part)) for part in seen.keys}
 
     def _rows(self) -> Rows:
         """Over each output [B, Q, N]: 1 in the row that is its own, where it is present."""
@@ -357,9 +357,10 @@ def _start_derives(fusion: Fusion, streams: Streams, masks: Masks) -> bool:
     for name, x in streams.items():
         for y in _changed(x, masks[name]):
             other = _State(fusion, fusion.start({**streams, name: y}))
-            if first.bottlenecks is not None and _differ(first.bottlenecks, other.bottlenecks):
+            before, after = first.bottlenecks, other.bottlenecks
+            if before is not None and (after is None or _differ(before, after)):
                 raise Unaccounted(f"its bottlenecks start from {_tokens(name)}")
-            derives |= any(_differ(x, y) for x, y in zip(first.others, other.others, strict=True))
+            derives |= any(_differ(a, b) for a, b in zip(first.others, other.others, strict=True))
     return derives
 
 

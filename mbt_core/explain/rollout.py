@@ -119,7 +119,9 @@ def trace_attention(
         if tapped and len(taps.values) != sum(map(len, layers)):
             name = model.config.fusion.strategy
             raise MBTError(f"the fusion strategy {name!r} runs blocks without `record`: their attention is not known")
-        check_accounted(model, embedded, present, [{key: a.sources for key, a in x.items()} for x in layers])
+        entering = [{name: t.x for name, t in embedded.items()}, *(r.tokens for r in prediction.intermediates or ())]
+        sources = [{key: a.sources for key, a in x.items()} for x in layers]
+        check_accounted(model, entering[model.first_fused], masks, present, sources)
         if method == "contributions":
             layers = taps.add_to(layers, *taps.contributions())
         if method == "gradient":  # each prediction meets gradients of its own
