@@ -35,7 +35,8 @@ def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
     assert done.out.startswith("test split, run\n")
     assert shown[0] == ["metric", "fused", "rgb", "audio"]
     assert [row[0] for row in shown[1:]] == ["examples", "kind/top1", "kind/top5", "sum/top1", "loss"]
-    assert all(len(cell) == 6 for row in shown[1:] for cell in row[1:])
+    assert shown[1][1:] == ["9", "9", "9"]
+    assert all(len(cell) == 6 for row in shown[2:] for cell in row[1:])
 
     again = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
     assert again.code == 2
