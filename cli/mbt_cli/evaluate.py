@@ -104,8 +104,8 @@ def _show_subsets(compared: Mapping[Subset, Evaluation], rows: str, metrics: Map
             note("no row is answered by all subsets: nothing can be compared; --rows own shows each on its own rows")
     keys = [key for key in metrics if "[" not in key]
     lines = [
-        [subset, str(found["examples"]), *(as_text(key, found[key]) if key in found else "" for key in keys)]
-        for subset, found in by_name(compared).items()
+        [subset, str(values["examples"]), *(as_text(key, values[key]) if key in values else "" for key in keys)]
+        for subset, values in by_name(compared).items()
     ]
     show(f"subsets of the modalities, {which}", table(["modalities", "examples", *keys], lines))
     changes = [

@@ -20,7 +20,7 @@ def all_subsets(names: Sequence[str]) -> list[Subset]:
     return [subset for size in range(1, len(names) + 1) for subset in combinations(names, size)]
 
 
-def on_rows(found: Mapping[Subset, Evaluation], rows: Rows) -> dict[Subset, Evaluation]:
+def on_rows(evaluations: Mapping[Subset, Evaluation], rows: Rows) -> dict[Subset, Evaluation]:
     """The evaluations of subsets on the rows that are asked for.
 
     A subset has an answer for every row that has any of its modalities: ``own`` leaves it at that. ``common`` are the
@@ -32,18 +32,18 @@ def on_rows(found: Mapping[Subset, Evaluation], rows: Rows) -> dict[Subset, Eval
     """
     if rows not in ROWS:
         raise ConfigError(f"--rows: {unknown('choice', rows, ROWS)}")
-    answered = [evaluation.index for evaluation in found.values() if len(evaluation.index)]
+    answered = [evaluation.index for evaluation in evaluations.values() if len(evaluation.index)]
     if rows == "own" or not answered:
-        return dict(found)
+        return dict(evaluations)
     common = answered[0]
     for index in answered[1:]:
         common = common[torch.isin(common, index)]
-    return {subset: evaluation.select(common) for subset, evaluation in found.items()}
+    return {subset: evaluation.select(common) for subset, evaluation in evaluations.items()}
 
 
-def by_name(found: Mapping[Subset, Evaluation]) -> dict[str, dict[str, float]]:
+def by_name(evaluations: Mapping[Subset, Evaluation]) -> dict[str, dict[str, float]]:
     """Modalities joined by ``+`` -> ``examples``, the number of rows, and the metrics of these."""
-    return {"+".join(s): {"examples": len(e.index), **e.metrics()} for s, e in found.items()}
+    return {"+".join(s): {"examples": len(e.index), **e.metrics()} for s, e in evaluations.items()}
 
 
 def confusion(found: Mapping[Subset, Evaluation]) -> list[dict[str, Any]]:

@@ -68,10 +68,10 @@ def check_accounted(model: MBT, streams: Streams, masks: Masks, present: Presenc
 
 
 class _Call:
-    """Stands for a block: notes its queries and keys; gives what the block gives, or `given` in its place."""
+    """Stands for a block: notes its queries and keys; gives what the block gives, or `output` in its place."""
 
-    def __init__(self, name: str, block: Any, given: Tensor | None = None) -> None:
-        self.name, self.block, self.given = name, block, given
+    def __init__(self, name: str, block: Any, output: Tensor | None = None) -> None:
+        self.name, self.block, self.output = name, block, output
         self.queries, self.keys = 0, torch.empty(0)
 
     def __getattr__(self, name: str) -> Any:
@@ -83,9 +83,9 @@ class _Call:
         if self.queries:
             raise Unaccounted(f"{_block(self.name)} runs twice")
         self.queries, self.keys = x.shape[1], x if context is None else torch.cat((x, context), 1)
-        if self.given is None:
-            self.given = self.block(x, context, mask)
-        return self.given.clone()
+        if self.output is None:
+            self.output = self.block(x, context, mask)
+        return self.output.clone()
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ class _Layer:
         return _Seen(keys, {**streams, **bottlenecks}, own.others)
 
     def _again(
-        self, streams: Streams | None = None, state: Any = None, given: Mapping[str, Tensor] | None = None
+        self, streams: Streams | None = None, state: Any = None, outputs: Mapping[str, Tensor] | None = None
     ) -> _Seen:
-        """What is seen with blocks that give what they gave, but for what is `given` in its place."""
-        calls = {n: _Call(n, call.block, (given or {}).get(n, call.given)) for n, call in self.calls.items()}
+        """What is seen with blocks that give what they gave, or `outputs` in its place."""
+        calls = {n: _Call(n, call.block, (outputs or {}).get(n, call.output)) for n, call in self.calls.items()}
         return self._look(calls, *self._run(calls, streams or self.streams, self.state if state is None else state))
 
     def check(self, derived: bool) -> bool:
@@ -164,11 +164,11 @@ class _Layer:
         if state.bottlenecks is not None:
             self._compare(BOTTLENECKS, None, [self._again(state=s) for s in state.changed()], trace)
         for name, call in self.calls.items():
-            if call.given is not None:
-                changed = [self._again(given={name: y}) for y in _changed(call.given, None)]
+            if call.output is not None:
+                changed = [self._again(outputs={name: y}) for y in _changed(call.output, None)]
                 after |= self._compare(name, name, changed, trace)
-                for token, y in _changed_at(call.given, None):
-                    self._compare_at(name, name, self._again(given={name: y}), trace, token)
+                for token, y in _changed_at(call.output, None):
+                    self._compare_at(name, name, self._again(outputs={name: y}), trace, token)
         return after
 
     def _follows(self, changed: Sequence[_Seen]) -> bool:
@@ -183,16 +183,16 @@ class _Layer:
         """What followed a change of stream `name`, or of what `block` gave. Whether the rest of the state did."""
         what = _tokens(name) if block is None else f"what {_block(block)} gives"
         for output, x in self.seen.outputs.items():
-            here = self._here(name, output)
-            follows = any(_differ(x, seen.outputs[output], here) for seen in changed)
+            samples_B = self._samples(name, output)
+            follows = any(_differ(x, seen.outputs[output], samples_B) for seen in changed)
             if follows and not (trace.passes(output, name) if block is None else trace.reaches(output, block)):
                 way = " beside the blocks" if block is None else ""
                 raise Unaccounted(
                     f"{_tokens(output)} after it take from {what}{way}, and `trace` does not lead back there"
                 )
         for part, x in self.seen.keys.items():
-            here = self._here(name, part[0])
-            follows = any(_differ(x, seen.keys[part], here) for seen in changed)
+            samples_B = self._samples(name, part[0])
+            follows = any(_differ(x, seen.keys[part], samples_B) for seen in changed)
             if follows and not trace.leads(part, name, block):
                 raise Unaccounted(
                     f"in {_block(part[0])} the keys that stand for {_tokens(part[1])} take from {what}, and `trace` "
@@ -202,26 +202,26 @@ class _Layer:
 
     def _compare_at(self, name: str, block: str | None, seen: _Seen, trace: _Trace, token: int) -> None:
         """As `_compare`, of one token alone: what mixes tokens within a stream is a way as well."""
-        places = [(key, None, x, seen.outputs[key]) for key, x in self.seen.outputs.items()]
+        outputs = [(key, None, x, seen.outputs[key]) for key, x in self.seen.outputs.items()]
         parts = [(part[0], part, x, seen.keys[part]) for part, x in self.seen.keys.items()]
-        for key, part, x, y in [*places, *parts]:
-            different = _different(x, y, self._here(name, key))
+        for key, part, x, y in [*outputs, *parts]:
+            different = _different(x, y, self._samples(name, key))
             changed = different.flatten(2).any(-1).any(0).nonzero()[:, 0].tolist()
-            for place in {*changed[:1], *changed[-1:]}:
-                led, asked = trace.from_token(key, place) if part is None else trace.from_key(part, place)
-                found = led.get(name) if block is None else asked.get(block)
-                if found is None or not found[..., token].any():
+            for position in {*changed[:1], *changed[-1:]}:
+                led, asked = trace.from_token(key, position) if part is None else trace.from_key(part, position)
+                rows = led.get(name) if block is None else asked.get(block)
+                if rows is None or not rows[..., token].any():
                     raise Unaccounted(
-                        f"token {place} of {key!r} takes from token {token} of {name!r} beside the attention of its "
+                        f"token {position} of {key!r} takes from token {token} of {name!r} beside the attention of its "
                         "block, and `trace` does not lead back there"
                     )
 
-    def _here(self, *names: str) -> Tensor | None:
+    def _samples(self, *names: str) -> Tensor | None:
         """bool [B], which samples have all of these, and anything at all; None: all."""
         if self.present is None:
             return None
-        known = [self.present[name] for name in names if name in self.present]
-        return torch.stack([torch.stack([*self.present.values()]).any(0), *known]).all(0)
+        each = [self.present[name] for name in names if name in self.present]
+        return torch.stack([torch.stack([*self.present.values()]).any(0), *each]).all(0)
 
 
 class _Trace:
@@ -249,8 +249,8 @@ class _Trace:
             rows[name] = x.new_zeros(x.shape[0], len(self.outputs), x.shape[1])
             rows[name][:, number] = 1
             if self.present is not None:
-                here = self.present[name] if name in self.present else torch.stack([*self.present.values()]).any(0)
-                rows[name] *= here[:, None, None]
+                has_B = self.present[name] if name in self.present else torch.stack([*self.present.values()]).any(0)
+                rows[name] *= has_B[:, None, None]
         return rows
 
     def _run(
@@ -376,19 +376,20 @@ def _changed(x: Tensor, mask_BN: Tensor | None) -> list[Tensor]:
 def _changed_at(x: Tensor, mask_BN: Tensor | None) -> list[tuple[int, Tensor]]:
     """(token, the tensor with noise on it alone), of the first two: a class token, if there is one, and another."""
     other = _changed(x, mask_BN)[0]
-    places = torch.arange(x.shape[1], device=x.device)[None, :, None]
-    return [(token, torch.where(places == token, other, x)) for token in range(min(2, x.shape[1]))]
+    tokens = torch.arange(x.shape[1], device=x.device)[None, :, None]
+    return [(token, torch.where(tokens == token, other, x)) for token in range(min(2, x.shape[1]))]
 
 
-def _differ(x: Tensor, y: Tensor, here_B: Tensor | None = None) -> bool:
-    """Whether two tensors [B, ...] are not the same, in the samples `here`."""
-    return x.shape != y.shape or bool(_different(x, y, here_B).any())
+def _differ(x: Tensor, y: Tensor, samples_B: Tensor | None = None) -> bool:
+    """Whether two tensors [B, ...] are not the same, in these samples."""
+    return x.shape != y.shape or bool(_different(x, y, samples_B).any())
 
 
-def _different(x: Tensor, y: Tensor, here_B: Tensor | None) -> Tensor:
-    """Where they are not the same, in the samples `here`: bool [B, ...]."""
-    different = ~((x - y).abs() <= TOLERANCE * x.abs().max())
-    return different if here_B is None else different[here_B]
+def _different(x: Tensor, y: Tensor, samples_B: Tensor | None) -> Tensor:
+    """Where they are not the same, in these samples: bool [B, ...]."""
+    largest = x.abs().max() if x.numel() else x.sum()
+    different = ~((x - y).abs() <= TOLERANCE * largest)
+    return different if samples_B is None else different[samples_B]
 
 
 def _tokens(name: str) -> str:

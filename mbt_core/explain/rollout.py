@@ -287,9 +287,9 @@ def _objectives(
     classes_B = fused[task].argmax(1) if classes is None else classes
     scale = model.config.head.scale_of(task)
     logits = [prediction.logits if name == FUSED else prediction.modality_logits[name] for name in names]
-    said = [by_task(x)[task].gather(1, classes_B[:, None]) for x in logits]
+    chosen = [by_task(x)[task].gather(1, classes_B[:, None]) for x in logits]
     # the unit of a number must not decide how much attention weighs beside the token itself
-    return [(x if scale is None else x / x.new_tensor(scale.std)[classes_B, None]).sum() for x in said]
+    return [(x if scale is None else x / x.new_tensor(scale.std)[classes_B, None]).sum() for x in chosen]
 
 
 class _Taps:
