@@ -164,9 +164,10 @@ def test_it_goes_on_to_the_same_weights(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         step(self, *args)
 
-    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
-        broken.setattr(Trainer, "train_step", stop)
+    monkeypatch.setattr(Trainer, "train_step", stop)
+    with pytest.raises(KeyboardInterrupt):
         train(settings, tmp_path / "broken")
+    monkeypatch.setattr(Trainer, "train_step", step)
     resumed = train(settings, tmp_path / "broken", resume=True)
     assert resumed.experiment.model.head == whole.experiment.model.head
     one, other = resumed.model.state_dict(), whole.model.state_dict()
