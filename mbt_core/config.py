@@ -10,7 +10,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
-from mbt_core.schema import Auto, ModalityConfig, StrictModel, validate
+from mbt_core.schema import Auto, ModalityConfig, Scale, StrictModel, validate
 
 TaskKind = Literal["single", "multilabel", "regression"]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -103,6 +103,9 @@ class HeadConfig(StrictModel):
     """Weight of a task's loss; 1 if not given."""
     modality_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a modality's loss; 1 if not given."""
+    scales: dict[str, Scale] | None = None
+    """Regression task -> mean and deviation of its numbers, by which its loss is measured; predictions are in the
+    numbers' own units. Filled from the data in a run; ``{}``: none."""
     joint: dict[str, list[str]] = Field(default_factory=dict)
     """Metrics of several single tasks together, e.g. ``{action: [verb, noun]}``: right if all are."""
 
@@ -140,10 +143,18 @@ class HeadConfig(StrictModel):
         for key, given in (
             ("task", self.task if isinstance(self.task, dict) else {}),
             ("task_weights", self.task_weights),
+            ("scales", self.scales or {}),
         ):
             for name in given:
                 if names is not None and name not in names:
                     raise ConfigError(f"model.head.{key}: {unknown('task', name, names)}")
+        for name, scale in (self.scales or {}).items():
+            if self.kind_of(name) != "regression":
+                raise ConfigError(f"model.head.scales.{name}: task {name!r} is {self.kind_of(name)!r}, no regression")
+            if names is not None and len(scale.mean) != self.outputs[name]:
+                raise ConfigError(
+                    f"model.head.scales.{name}: {len(scale.mean)} numbers; the task has {self.outputs[name]} outputs"
+                )
         return self
 
     @property
@@ -156,6 +167,10 @@ class HeadConfig(StrictModel):
     def kind_of(self, task: str) -> TaskKind:
         """The kind of a task."""
         return self.task.get(task, "single") if isinstance(self.task, dict) else self.task
+
+    def scale_of(self, task: str) -> Scale | None:
+        """What the numbers of a regression are measured by; None: they are taken as they are, as of other kinds."""
+        return (self.scales or {}).get(task)
 
 
 class ModelConfig(StrictModel):

@@ -24,13 +24,22 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import ask_for_data, choose_split, open_manifest, other_data, require_train, split_or_all
+from mbt_core.data.source import (
+    ask_for_data,
+    choose_split,
+    media_paths,
+    open_manifest,
+    other_data,
+    require_train,
+    split_or_all,
+)
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
+from mbt_core.evaluate.subsets import Rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
 from mbt_core.hub import upload
@@ -112,6 +121,7 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
         written: Callable[[Path], None] | None = None,
         max_missing: float | None = None,
+        rows: Rows = "common",
     ) -> tuple[str, dict[Subset, Evaluation]]:
         """Evaluates on a split, and writes ``predictions.parquet`` if all modalities are evaluated.
 
@@ -127,9 +137,10 @@ class Run:
             progress: called with (examples done, examples in all).
             written: called with the folder that has ``predictions.parquet`` now.
             max_missing: share of files that may be missing or unreadable; the run's ``data.max_missing`` by default.
+            rows: of which the report compares subsets; see `mbt_core.evaluate.subsets.on_rows`.
 
         Returns:
-            The split, and subset -> evaluation.
+            The split, and subset -> evaluation, of each one's own rows.
         """
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
@@ -141,7 +152,7 @@ class Run:
         whole = found.get(tuple(model.modalities))
         if whole is not None:
             other = None if data is None else manifest.path
-            about = About.of(other, views or self.experiment.evaluate.views, found)
+            about = About.of(other, views or self.experiment.evaluate.views, found, rows)
             try:
                 folder = evaluation_folder(self.path, manifest, split, other)
                 write_predictions(folder, whole, manifest, split, about)
@@ -161,7 +172,12 @@ class Run:
     ) -> list[FilePrediction]:
         """Classifies media files with whatever modalities each has; a bad file yields its error.
 
-        Args: see `mbt_core.evaluate.predict.predict_files`.
+        Args:
+            files: the path of a file or folder, or several.
+            top, every, device, fps: see `mbt_core.evaluate.predict.predict_files`.
+
+        Raises:
+            ConfigError: for anything but paths.
         """
         return list(self.predict_stream(files, top, every, device, fps=fps))
 
@@ -175,7 +191,7 @@ class Run:
         fps: float | None = None,
     ) -> Iterator[FilePrediction]:
         """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
-        paths = map(Path, [files] if isinstance(files, (str, Path)) else files)
+        paths = media_paths(files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         return predict_files(
             self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered, fps=fps

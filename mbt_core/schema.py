@@ -53,12 +53,29 @@ class ModalityConfig(StrictModel):
     attached: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold paths of files without which a model is nothing (a vocabulary): folders of runs
     and models hold copies of them. Such a field is a path as a string, or None."""
+    of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std")
+    """Names of the fields that only the preprocessor needs: a model for preprocessed inputs is made without them."""
     kind: str
     """The kind of modality; the key's own name if not given."""
 
     def auto_fields(self) -> list[str]:
         """Names of the fields still at ``"auto"``."""
         return [name for name in type(self).model_fields if getattr(self, name) == "auto"]
+
+
+class Scale(StrictModel):
+    """What the numbers of a label are measured by: less `mean`, divided by `std`, each by its own."""
+
+    mean: list[float]
+    """Of each number over the training split."""
+    std: list[PositiveFloat]
+    """Standard deviation of each number over the training split; 1 for one that does not vary."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} numbers in mean, but {len(self.std)} in std")
+        return self
 
 
 class PictureConfig(ModalityConfig):

@@ -156,8 +156,8 @@ class Manifest:
                    if not is_number(name)}  # fmt: skip
         found = found or table.column_names
         start, end = read_spans(table, path)
-        ids = check_ids(columns, start, path, found)
         sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
+        ids = check_ids(columns, start, path, found)
         root = _root(path, config)
         for name, source in sources.items():
             if source.texts is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,8 +75,13 @@ def other_data(config: DataConfig, path: str | Path) -> DataConfig:
     """`config` for another manifest, which the user names and whose splits are taken as they are.
 
     Raises:
-        ConfigError: if it is not there.
+        ConfigError: if it is no path or URL, or not there.
     """
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(
+            f"data: expected the path or URL of a manifest, came {_article(type(path).__name__)}; write it to a file "
+            "first, .csv or .parquet"
+        )
     ask_for(path)
     return evaluated_data(config, path)
 
@@ -85,6 +92,43 @@ def evaluated_data(config: DataConfig, path: str | Path) -> DataConfig:
         raise ConfigError(f"--data {path}: no such file or folder")
     own = {"path": str(path), "root": None, "dataset": None}
     return config.model_copy(update={**own, "group": None, "folds": None, "fold": 0, "fraction": 1.0})
+
+
+def media_paths(files: Any) -> Iterable[Path]:
+    """Paths of media files and folders: of one, of some, or of a stream of them, which are looked at as they come.
+
+    Raises:
+        ConfigError: for anything else, naming what came: at once, but for a stream's items.
+    """
+    if isinstance(files, str | PathLike):
+        return [Path(files)]
+    what = _article(type(files).__name__)
+    if isinstance(files, Mapping | bytes) or hasattr(files, "columns"):  # whose items are names, not files
+        raise _no_path(what)
+    try:
+        items = iter(files)
+    except TypeError:
+        raise _no_path(what) from None
+
+    def path_of(item: Any) -> Path:
+        if isinstance(item, str | PathLike):
+            return Path(item)
+        raise _no_path(f"{what} of {type(item).__name__}")
+
+    paths = map(path_of, items)
+    return list(paths) if isinstance(files, Sized) else paths
+
+
+def _no_path(what: str) -> ConfigError:
+    return ConfigError(
+        f"predict: expected the path of a media file or folder, or several paths, came {what}. Where the modalities of "
+        "an example lie in files of their own, a row of a manifest names them: predict_rows; an array is first written "
+        "to a file, e.g. by numpy.save"
+    )
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def split_or_all(manifest: Manifest, split: str | None) -> tuple[Manifest, str]:

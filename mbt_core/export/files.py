@@ -45,7 +45,8 @@ class Exported:
         path: the model; beside it lies the metadata (its name and ``.json``), a copy of each file that belongs to the
             model (``files/``), and the weights as ``.data`` beyond 2 GB.
         metadata: inputs, outputs, classes, versions.
-        difference: largest difference of logits from the model's.
+        difference: largest difference of logits from the model's; of a regression's numbers in deviations of its
+            training data (`HeadConfig.scales`).
         note: why the inputs are preprocessed though samples were asked for; None: they are what was asked for.
     """
 
@@ -190,7 +191,11 @@ def _run_torch(path: Path) -> Runner:
 
 
 def compare(graph: Graph, run: Runner) -> float:
-    """The largest difference from the model's logits over batches of several sizes. Raises `MBTError` above 1e-4."""
+    """The largest difference from the model's logits (see `Exported`) over batches of several sizes.
+
+    Raises:
+        MBTError: above 1e-4.
+    """
     worst = 0.0
     for size, share in CHECKED:
         tensors = graph.batch(size, share)
@@ -201,8 +206,10 @@ def compare(graph: Graph, run: Runner) -> float:
                 raise MBTError(
                     f"{port.name} of the exported file is {list(found.shape)}, expected {list(wanted.shape)}"
                 )
-            difference = float((found - wanted).abs().max())
-            if not difference <= ALLOWED * max(1.0, float(wanted.abs().max())):
+            scale = graph.model.config.head.scale_of(port.task)
+            unit = torch.ones(()) if scale is None else torch.tensor(scale.std)
+            difference = float(((found - wanted) / unit).abs().max())
+            if not difference <= ALLOWED * max(1.0, float((wanted / unit).abs().max())):
                 raise MBTError(
                     f"the exported file does not compute what the model does: {port.name} differs by {difference:.3g} "
                     f"for {size} random inputs, allowed are {ALLOWED:g}. Nothing was written"

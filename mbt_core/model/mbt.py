@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class MBT(nn.Module):
     Attributes:
         modalities: name -> `Modality` instance.
         classes: task -> names of its classes, if known; saved with the model.
+        never_trained: names of the parameters that plugins have frozen when they made them.
         saved_config: the configuration as it is saved: it tells what was in the files that belong to the model.
 
     Raises:
@@ -75,6 +76,10 @@ class MBT(nn.Module):
         super().__init__()
         self.config = validate(MBTConfig, config)
         self.backbone = resolve_backbone(self.config.backbone)
+        if unfilled := [field for name in self.config.modalities for field in self._unfilled(name, before=True)]:
+            raise ConfigError(
+                f"{', '.join(unfilled)}: 'auto' is filled from the data of a run; a model alone needs a value"
+            )
         self.modalities: dict[str, Modality] = {
             name: registry().modality_class(c.kind)(name, c) for name, c in self.config.modalities.items()
         }
@@ -105,6 +110,15 @@ class MBT(nn.Module):
         self.blocks = self._make_blocks(names)
         self.head = Head(self.config.head, self.backbone, self.config.pool, names)
         self.saved_config = portable(self.config)
+        self.never_trained = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        self._never_training = [module for module in self.modules() if not module.training]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what a plugin has put into evaluation mode when it made it stays there."""
+        super().train(mode)
+        for module in self._never_training:
+            module.training = False
+        return self
 
     def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
         """Set of blocks -> layer -> block; only the blocks that are used exist."""
@@ -184,10 +198,31 @@ class MBT(nn.Module):
                 x, mask = given if isinstance(given, tuple) else (given, None)
                 if present is not None:
                     x = torch.where(present[name].reshape(-1, *[1] * (x.dim() - 1)), x, 0)
-                tokens[name] = self.stream(name).tokenizer(x, mask)
+                tokens[name] = self._embedded(name, self.stream(name).tokenizer, x, mask)
         if transform is not None:
             tokens = transform(tokens)
-        return {name: self.stream(name)(t) for name, t in tokens.items()}
+        return {name: self._embedded(name, self.stream(name), t) for name, t in tokens.items()}
+
+    def _embedded(self, name: str, part: nn.Module, *inputs: Any) -> Tokens:
+        """What a part of modality `name`'s stream makes of its inputs; an error tells whose it is."""
+        try:
+            tokens: Tokens = part(*inputs)
+            return tokens
+        except MBTError:
+            raise
+        except Exception as error:
+            if unfilled := self._unfilled(name):
+                raise ConfigError(f"{', '.join(unfilled)}: still 'auto', and its tokenizer fails: {error}") from error
+            if isinstance(error, ValueError):
+                raise ValueError(f"{name}: {error}") from error
+            error.add_note(f"while {name!r} was embedded")
+            raise
+
+    def _unfilled(self, name: str, before: bool = False) -> list[str]:
+        """Settings of a modality still at ``auto``; `before` the model is made, those it cannot be made without."""
+        config = self.config.modalities[name]
+        spared = config.of_preprocessor if before else ()
+        return [f"modalities.{name}.{field}" for field in config.auto_fields() if field not in spared]
 
     def stream(self, name: str) -> Stream:
         """Modality `name`'s tokenizer, class token and positions."""

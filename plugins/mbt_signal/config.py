@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -20,6 +20,7 @@ class SignalConfig(ModalityConfig):
     for.
     """
 
+    of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std", "log_mean", "log_std")
     kind: str = "signal"
     """The kind of modality."""
     channels: Annotated[PositiveInt, Field(le=65_536)] | Auto = "auto"

@@ -36,8 +36,9 @@ def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
     shown = columns(done.out)
     assert done.out.startswith("test split, run\n")
     assert shown[0] == ["metric", "fused", "rgb", "audio"]
-    assert [row[0] for row in shown[1:]] == ["kind/top1", "kind/top5", "sum/top1", "loss"]
-    assert all(len(cell) == 6 for row in shown[1:] for cell in row[1:])
+    assert [row[0] for row in shown[1:]] == ["examples", "kind/top1", "kind/top5", "sum/top1", "loss"]
+    assert shown[1][1:] == ["9", "9", "9"]
+    assert all(len(cell) == 6 for row in shown[2:] for cell in row[1:])
 
     again = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
     assert again.code == 2
@@ -88,7 +89,7 @@ def test_eval(run, demo):
     done = mbt("eval", run.path, "--json")
     document = json.loads(done.out)
     assert (done.code, done.err) == (0, f"wrote {run.path / 'report.html'}\n")
-    assert list(document) == ["split", "examples", "failed", "metrics"]
+    assert list(document) == ["split", "examples", "failed", "metrics", "modalities"]
     assert (document["split"], document["examples"], document["failed"]) == ("test", 9, 0)
     assert document["metrics"] == pytest.approx(run.results, abs=1e-5)
     text = mbt("eval", run.path)
@@ -121,12 +122,12 @@ def test_eval_of_another_split_with_views(run):
 def test_eval_subsets(run):
     document = json.loads(mbt("eval", run.path, "--subsets", "--json").out)
     assert list(document["subsets"]) == ["rgb", "audio", "rgb+audio"]
-    assert document["subsets"]["rgb+audio"] == document["metrics"]
+    assert document["subsets"]["rgb+audio"] == {"examples": 9, **document["metrics"]}
     assert document["confusion"][0].keys() == {"from", "adding", "task", "lost", "gained", "examples"}
     text = mbt("eval", run.path, "--subsets").out
-    assert "subsets of the modalities\n" in text
+    assert "subsets of the modalities, on all 9 rows\n" in text
     assert "modality confusion\n" in text
-    assert ["from", "adding", "task", "right", "to", "wrong", "wrong", "to", "right"] in columns(text)
+    assert ["from", "adding", "task", "examples", "right", "to", "wrong", "wrong", "to", "right"] in columns(text)
 
 
 def test_predict(run, demo):
