@@ -306,6 +306,9 @@ class DataConfig(StrictModel):
     """Share of a split's named files that may be missing or unreadable before the run stops."""
     val_fraction: float = Field(0.1, ge=0, lt=1)
     """Share of train held out (by a hash of `id`) where there is no val split."""
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the rows held out as test, class by class as `val_fraction` then is, where the data have no splits at
+    all; 0: only val is held out."""
     group: str | None = None
     """A column whose values must not straddle splits (speaker, patient, recording)."""
     folds: int | None = Field(None, ge=2)
@@ -341,7 +344,7 @@ class TrainConfig(StrictModel):
     steps: int | Auto | None = "auto"
     """Optimiser steps; ``auto``: enough for small data, passes over large data capped."""
     epochs: float | None = Field(None, gt=0)
-    """Passes over the training split; overrides `steps`."""
+    """Passes over the training split, in place of `steps`."""
     batch_size: int | Auto = 64
     """Examples per optimiser step over all devices; ``auto``: the largest that fits."""
     accumulate: int = Field(1, ge=1)

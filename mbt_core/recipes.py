@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mbt_core.attached import find_attached
-from mbt_core.config import Experiment, check_name
+from mbt_core.config import Experiment, TrainConfig, check_name
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
 from mbt_core.remote import address, ask_for, is_there, require_asked
@@ -18,6 +18,8 @@ from mbt_core.settings import apply_sets, merge, read_yaml
 
 DEFAULT_WITHOUT_DATA = "demo"
 DEFAULT_WITH_DATA = "small"
+LENGTHS = ("train.steps", "train.epochs")
+"""Settings that say how long to train: one of them counts, a user's before a recipe's."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,36 @@ def assemble(
         tree["data"]["path"] = address(data)
         ask_for(data)
     tree = apply_sets(tree, [f"{key}={value}" for key, value in overrides if value is not None])
-    tree = apply_sets(tree, sets)
+    tree = apply_sets(_with_one_length(tree, sets), sets)
     _check_asked(tree, chosen)
     for name in tree["modalities"] if isinstance(tree["modalities"], dict) else ():
         if name not in instances:
             raise ConfigError(f"--set modalities.{name}: {unknown('modality', name, instances)}; see --modalities")
-    return validate(Experiment, tree), chosen
+    experiment = validate(Experiment, tree)
+    check_length(experiment.train)
+    return experiment, chosen
+
+
+def check_length(train: TrainConfig) -> None:
+    """Raises `ConfigError` if both `steps` and `epochs` say how long to train. In runs of before, epochs counted."""
+    if train.epochs is not None and isinstance(train.steps, int):
+        raise ConfigError(
+            f"train.steps={train.steps} and train.epochs={train.epochs:g} are both given; leave out one of them"
+        )
+
+
+def says_length(assignment: str) -> bool:
+    """Whether ``KEY.PATH=VALUE`` says how long to train."""
+    key, _, value = assignment.partition("=")
+    return key.strip() in LENGTHS and value.strip() not in ("", "~", "null")
+
+
+def _with_one_length(tree: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """A recipe's tree without how long it trains, if `sets` say it."""
+    train = tree.get("train")
+    if not isinstance(train, dict) or not any(map(says_length, sets)):
+        return tree
+    return tree | {"train": {key: value for key, value in train.items() if f"train.{key}" not in LENGTHS}}
 
 
 def _check_asked(tree: dict[str, Any], recipe: Recipe) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mbt_core.config import DEFAULT_TASK, Experiment
+from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment
 from mbt_core.data.check import channel_notes, fit_modalities
+from mbt_core.data.instances import sharing
 from mbt_core.data.labels import are_measures, as_regression
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import MIN_HELD_OUT, TEST, TRAIN, VAL
@@ -27,6 +28,11 @@ MAIN = {"single": "top1", "multilabel": "mAP", "regression": "r2"}
 def make_modalities(experiment: Experiment) -> dict[str, Modality]:
     """Name -> modality instance."""
     return {n: registry().modality_class(c.kind)(n, c) for n, c in experiment.modalities.items()}
+
+
+def kinds_of(experiment: Experiment) -> dict[str, str]:
+    """Modality -> its kind."""
+    return {name: config.kind for name, config in experiment.modalities.items()}
 
 
 def make_loggers(names: Sequence[str]) -> list[Listener]:
@@ -73,18 +79,40 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
             )
 
 
+def held_out(config: DataConfig, manifest: Manifest) -> list[str]:
+    """Of data without splits, in a line what was held out; nothing of others."""
+    if not manifest.unsplit or config.folds is not None or not config.test_fraction:
+        return []
+    sizes = {name: len(rows) for name, rows in manifest.splits.items()}
+    parts = [f"{sizes[name]:,} as {name}" for name in (VAL, TEST) if name in sizes]
+    how = f"by {config.group}" if config.group else "class by class, by their ids"
+    if parts:
+        outcome = f"held out of {len(manifest):,}, {how}: {' and '.join(parts)}"
+    else:
+        outcome = "all are trained on, as each class keeps a row in train, so nothing tells how good the model is"
+    return [f"no row says of which split it is; {outcome}. A column split gives splits of your own"]
+
+
 def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
     """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes,
     numbers that differ by less than floats tell; and which columns of tables are read."""
     others = [repr(split) for split in manifest.splits if split not in (TRAIN, VAL, TEST)]
     unused = f"rows of other splits ({', '.join(others)}) are not used; those of {TRAIN}, {VAL} and {TEST} are"
-    found = [unused] if others else []
+    parted = held_out(experiment.data, manifest)
+    found = [*([unused] if others else []), *parted]
     share = experiment.data.val_fraction
-    if VAL not in manifest.splits and share:
+    if VAL not in manifest.splits and share and not parted:
         found.append(
             f"no val split: {share:g} of the {len(manifest.rows(TRAIN))} training rows would be fewer than "
             f"{MIN_HELD_OUT}; all are trained on, and the last weights are kept"
         )
+    for column, groups in sharing(manifest, kinds_of(experiment)).items():
+        for group in groups:
+            if len({experiment.modalities[name].model_dump_json() for name in group}) < len(group):
+                found.append(
+                    f"{', '.join(group)} read the same files (column {column!r}) in the same way; give each a column "
+                    "of its own name"
+                )
     for task, names in manifest.classes.items():
         if manifest.kinds[task] == "single" and len(names) == 1:
             found.append(f"task {task!r} has one class, {names[0]!r}: there is nothing to tell apart")

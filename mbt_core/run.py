@@ -19,6 +19,8 @@ from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
 from mbt_core.data.check import require_modalities
 from mbt_core.data.collate import Preprocess
+from mbt_core.data.duplicates import repeated
+from mbt_core.data.instances import require_one_file, require_own_files
 from mbt_core.data.labels import Classes
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
@@ -46,11 +48,12 @@ from mbt_core.hub import upload
 from mbt_core.model import MBT
 from mbt_core.model.block import compile_blocks
 from mbt_core.pretrained import InitReport, build_with_report
-from mbt_core.resolve import check_tasks, doubts, make_loggers, make_modalities, monitored, resolve, with_mean
+from mbt_core.recipes import check_length
+from mbt_core.resolve import check_tasks, doubts, kinds_of, make_loggers, make_modalities, monitored, resolve, with_mean
 from mbt_core.schema import validate
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
-from mbt_core.training.folder import RunFolder
+from mbt_core.training.folder import SHARED, RunFolder, changed_data
 from mbt_core.training.loop import Plan, Trainer, make_plan
 from mbt_core.training.lower import Lower, Restore, find_cut
 from mbt_core.training.memory import explain_memory, largest_batch
@@ -143,10 +146,12 @@ class Run:
             The split, and subset -> evaluation, of each one's own rows.
         """
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        config = self.experiment.data if data is None else other_data(self.experiment.data, data)
-        manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes)
+        manifest = self._manifest(data)
         split = choose_split(manifest, split)
-        losses = check_missing(manifest, split, config.max_missing if max_missing is None else max_missing)
+        if data is None:
+            RunFolder(self.path).warn_of_changed_rows(manifest)
+        limit = self.experiment.data.max_missing if max_missing is None else max_missing
+        losses = check_missing(manifest, split, limit)
         model = self.model.to(fabric.device)
         found = evaluate_split(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
         whole = found.get(tuple(model.modalities))
@@ -161,6 +166,17 @@ class Run:
             except MBTError as error:  # a run of somebody else: its numbers are worth having all the same
                 warnings.warn(str(error), MBTWarning, stacklevel=2)
         return split, found
+
+    def _manifest(self, data: str | Path | None, labelled: bool = True) -> Manifest:
+        """Other data, or the run's own; see `open_manifest`."""
+        config = self.experiment.data if data is None else other_data(self.experiment.data, data)
+        manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes, labelled)
+        require_own_files(manifest, kinds_of(self.experiment), RunFolder(self.path).noted(SHARED))
+        return manifest
+
+    def check_one_file(self) -> None:
+        """Raises `ConfigError` if one file a clip is not enough: two instances of a kind had one each in training."""
+        require_one_file(kinds_of(self.experiment), RunFolder(self.path).noted(SHARED))
 
     def predict(
         self,
@@ -191,6 +207,7 @@ class Run:
         fps: float | None = None,
     ) -> Iterator[FilePrediction]:
         """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
+        self.check_one_file()
         paths = media_paths(files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         return predict_files(
@@ -217,10 +234,8 @@ class Run:
             max_missing: share of the named files that may be missing; the run's ``data.max_missing`` by default.
         """
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        config = other_data(self.experiment.data, data)
-        manifest = open_manifest(config, self.model.modalities, self.model.config.head, self.classes, labelled=False)
-        manifest, split = split_or_all(manifest, split)
-        check_missing(manifest, split, config.max_missing if max_missing is None else max_missing)
+        manifest, split = split_or_all(self._manifest(data, labelled=False), split)
+        check_missing(manifest, split, self.experiment.data.max_missing if max_missing is None else max_missing)
         rows = manifest.rows(split)
         return predict_rows(self.model, manifest, rows, self.experiment, fabric=fabric, top=top, answered=answered)
 
@@ -248,9 +263,7 @@ class Run:
         out = Path(out)
         check_out(out, self.experiment.modalities)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
-        config = self.experiment.data if data is None else other_data(self.experiment.data, data)
-        head = self.model.config.head
-        manifest = open_manifest(config, self.model.modalities, head, self.classes, labelled=data is None)
+        manifest = self._manifest(data, labelled=data is None)
         return embed(self.model, manifest, split, out, self.experiment, fabric, views, progress, max_missing)
 
 
@@ -299,6 +312,8 @@ def train(
         if fresh:
             folder.check_unused()
         experiment = asked = validate(Experiment, experiment) if fresh else folder.experiment()
+        if fresh:
+            check_length(experiment.train)
         progress = None if fresh else read_progress(folder.state)
         if progress is not None:
             progress.check_plan(experiment.train, folder.config_file)
@@ -314,16 +329,18 @@ def train(
                 ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
             earlier = None if fresh or accept_changed_data else folder
-            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team, earlier)
+            experiment, manifest, losses, notes = _prepare(experiment, classes or None, fresh, team, earlier)
+            every = [*listeners, *loggers] if team.is_first else []
 
             def start() -> None:
                 ask_for_data(experiment.data, lasting=True)
                 if fresh:
                     folder.start(experiment, command, asked, manifest)
+                    for text in notes:
+                        Listeners(every).message(text)
                 elif accept_changed_data and folder.changes(manifest):
                     folder.accept(manifest)
 
-            every = [*listeners, *loggers] if team.is_first else []
             with explain_memory(experiment.train):
                 return _train(
                     experiment, manifest, losses, folder, team, Listeners(every), start, show_init, choose_cache
@@ -336,8 +353,9 @@ def train(
 
 def _prepare(
     experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
-) -> tuple[Experiment, Manifest, dict[str, Losses]]:
-    """The resolved experiment, its data, and what is missing of each split: found by the first process for all.
+) -> tuple[Experiment, Manifest, dict[str, Losses], list[str]]:
+    """The resolved experiment, its data, what is missing of each split, and what a user should know of them: found by
+    the first process for all.
 
     `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
     """
@@ -346,7 +364,7 @@ def _prepare(
     if size != "auto" and size % team.world:
         raise ConfigError(f"train.batch_size: {size} is not a multiple of the {team.world} processes")
 
-    def find() -> tuple[Experiment, dict[str, Losses], Classes]:
+    def find() -> tuple[Experiment, dict[str, Losses], list[str], Classes]:
         nonlocal manifest
         modalities = make_modalities(experiment)
         manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
@@ -354,7 +372,7 @@ def _prepare(
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
         if earlier is not None and (changes := earlier.changes(manifest)):
-            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
+            raise ConfigError(changed_data(earlier.path, manifest.path, changes))
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         if TEST in used:  # before training, not after it
             manifest.require_labels(TEST)
@@ -363,24 +381,14 @@ def _prepare(
         resolved = resolve(experiment, manifest) if fresh else experiment
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
-        return resolved, losses, manifest.classes
+        notes = [*doubts(resolved, manifest), *repeated(manifest)] if fresh else []
+        return resolved, losses, notes, manifest.classes
 
-    resolved, losses, known = team.share(find)
+    resolved, losses, notes, known = team.share(find)
     if manifest is None:
         ask_for_data(resolved.data)  # or the first process would have refused them
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
-    return resolved, manifest, losses
-
-
-def _changed_data(run: Path, data: Path, changes: Sequence[str]) -> str:
-    moved = ""
-    if all(change.startswith("files of") for change in changes):
-        moved = " (if the files are the same and only lie elsewhere, that is fine)"
-    return (
-        f"{run}: {data} is not what it was when the run began; what has changed: {', '.join(changes)}. Put it back, "
-        f"start another run from these weights (--set model.pretrained={run}), or go on with what there is now{moved}: "
-        f"mbt train --resume {run} --accept-changed-data"
-    )
+    return resolved, manifest, losses, notes
 
 
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
@@ -460,9 +468,6 @@ def _train(
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
     if team.is_first:
         start()
-    if team.is_first and not goes_on:
-        for text in doubts(experiment, manifest):
-            listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)
     progress = trainer.fit(_train_loader(experiment, model, manifest, trainer, plan, cache, lower))
     trainer.load_best()

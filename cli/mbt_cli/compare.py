@@ -55,6 +55,7 @@ def compare(
     """
     from mbt_cli.sweeping import run_sweep
     from mbt_core.errors import ConfigError
+    from mbt_core.recipes import says_length
     from mbt_core.sweep.engine import Sweep
     from mbt_core.sweep.grid import Flags, make_cells, parse_over, short
     from mbt_core.sweep.presets import PRESETS
@@ -63,7 +64,7 @@ def compare(
 
     if not over and preset is None:
         raise ConfigError(f"give --over KEY.PATH=V1,V2 or --preset, one of {', '.join(PRESETS)}")
-    demo = recipe is None and data is None
+    demo = recipe is None and data is None and not any(map(says_length, [*(sets or ()), *(over or ())]))
     flags = Flags(modalities, recipe, data, (*([SHORT] if demo else []), *(sets or ())), device)
     if demo and not quiet and not dry_run:
         note(f"the demo, shortened: {SHORT}; another length by --set train.steps=N, your data by --data")

@@ -10,6 +10,8 @@ import typer
 from mbt_cli.options import JsonOption, ModalitiesOption, RecipeOption, SetOption
 from mbt_cli.output import fail, note, print_json, show, table
 
+ENDS = 15
+"""Classes of each end that are shown where there are many."""
 app = typer.Typer(
     help="Make, check and prepare data.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
@@ -170,8 +172,9 @@ def check(
 
     experiment, _ = assemble(modalities or default_modalities(data), None, data, sets or ())
     from mbt_core.data.check import check as run_check
+    from mbt_core.data.duplicates import tell
     from mbt_core.data.source import open_manifest
-    from mbt_core.resolve import make_modalities
+    from mbt_core.resolve import held_out, make_modalities
 
     instances = make_modalities(experiment)
     manifest = open_manifest(experiment.data, instances, experiment.model.head)
@@ -180,6 +183,8 @@ def check(
         print_json(report)
     else:
         _show(report)
+        for line in [*held_out(experiment.data, manifest), *tell(report["repeats"])]:
+            note(line)
     bad = sum(m["missing"] + m["unreadable"] for s in report["splits"].values() for m in s["modalities"].values())
     if strict and bad:
         fail(f"{bad} files are missing or unreadable", 1)
@@ -222,7 +227,22 @@ def _show(report: dict[str, Any]) -> None:
     if untold > 0:
         note("... and more: of each split and modality the first are shown")
     for task, count in report["classes"].items():
+        _show_classes(task, {split: found["class_counts"][task] for split, found in report["splits"].items()})
         note(f"{task}: {count} classes")
+
+
+def _show_classes(task: str, counts: dict[str, dict[str, int]]) -> None:
+    """How many rows of each split have each class, from the commonest down; of many classes both ends."""
+    names = list(next(iter(counts.values()), ()))
+    rows = [[name, *(str(of_split[name]) for of_split in counts.values())] for name in names]
+    rows.sort(key=lambda row: -sum(map(int, row[1:])))
+    left_out = len(rows) - 2 * ENDS
+    if left_out > 0:
+        rows[ENDS:-ENDS] = [["...", *("" for _ in counts)]]
+    if rows:
+        show(table([task, *counts], rows))
+    if left_out > 0:
+        note(f"{left_out} classes between these are left out; --json has all")
 
 
 def _media(found: dict[str, Any]) -> list[str]:

@@ -48,6 +48,7 @@ def explain(
         raise ConfigError("--label and --task choose what --method gradient explains")
     _check(out)
     opened = load(run)
+    opened.check_one_file()
     found = []
     with only_writer(out):
         for e in explain_files(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mbt_core.data.channels import Channels, ChannelTally, channel_lines
+from mbt_core.data.duplicates import find_repeats
 from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.splits import TRAIN
@@ -111,10 +112,11 @@ def check(
 
     Returns:
         ``{"splits": {SPLIT: {"rows", "checked", "modalities": {NAME: REPORT}, "class_counts": {TASK: {CLASS: rows}}}},
-        "classes": {TASK: number}}``. REPORT counts "present", "missing", "unreadable" and "absent" (an empty cell, or a
-        file without such a stream), which add up to "checked", and has "seconds" ("min", "median", "max"; or None),
-        the commonest "sizes" ("WIDTHxHEIGHT", for arrays "CHANNELSxSAMPLES"), "frame_rates" and "sample_rates" with
-        their counts, the first "problems", and of arrays "channels" and "doubts" (`ChannelTally.report`).
+        "classes": {TASK: number}, "repeats": [...]}``, the last of `mbt_core.data.duplicates.Repeats`. REPORT counts
+        "present", "missing", "unreadable" and "absent" (an empty cell, or a file without such a stream), which add up
+        to "checked", and has "seconds" ("min", "median", "max"; or None), the commonest "sizes" ("WIDTHxHEIGHT", for
+        arrays "CHANNELSxSAMPLES"), "frame_rates" and "sample_rates" with their counts, the first "problems", and of
+        arrays "channels" and "doubts" (`ChannelTally.report`).
     """
     reads = {name: kind for name, kind in manifest.reads.items() if modalities is None or name in modalities}
     chosen = {split: _spread(rows, limit) for split, rows in manifest.splits.items()}
@@ -141,7 +143,11 @@ def check(
                 "modalities": {name: tally.report() for name, tally in tallies.items()},
                 "class_counts": counts,
             }
-    return {"splits": splits, "classes": {task: len(names) for task, names in manifest.classes.items()}}
+    return {
+        "splits": splits,
+        "classes": {task: len(names) for task, names in manifest.classes.items()},
+        "repeats": [repeats.as_json() for repeats in find_repeats(manifest)[0]],
+    }
 
 
 def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:

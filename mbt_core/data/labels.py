@@ -10,12 +10,15 @@ import numpy as np
 
 from mbt_core.config import DEFAULT_TASK, TaskKind, check_name
 from mbt_core.data.columns import TASK_PREFIX, Columns
+from mbt_core.data.holdout import TaskClasses
 from mbt_core.data.splits import TRAIN, Splits
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.files import read_json
 from mbt_core.schema import Scale
 
 SEPARATOR = ";"
+BINS = 5
+"""Of the numbers of a regression, where rows are held out."""
 
 Kinds = TaskKind | Mapping[str, TaskKind] | None
 Classes = Mapping[str, Sequence[str]]
@@ -114,6 +117,33 @@ class Labels:
 def guess_kind(cells: Sequence[str]) -> TaskKind:
     """``multilabel`` if any cell holds several labels, else ``single``."""
     return "multilabel" if any(SEPARATOR in cell for cell in cells) else "single"
+
+
+def kind_of(task: str, kinds: Kinds, cells: Sequence[str]) -> TaskKind:
+    """The kind of a task: as `kinds` says, else what its distinct cells look like."""
+    return kinds if isinstance(kinds, str) else (kinds or {}).get(task) or guess_kind(cells)
+
+
+def task_classes(encoded: Mapping[str, tuple[np.ndarray, list[str]]], kinds: Kinds) -> list[TaskClasses]:
+    """The classes of every task, to hold out rows by; of a regression, which of `BINS` equally full bins a row is in.
+
+    Args:
+        encoded: see `read_labels`.
+        kinds: see `Manifest.read`.
+    """
+    found = []
+    for task, (codes, cells) in encoded.items():
+        kind = kind_of(task, kinds, cells)
+        if kind == "regression":
+            first = np.array([(_numbers(cell) or [0.0])[0] for cell in cells])
+            rows = first[codes[codes >= 0]]
+            edges = np.quantile(rows, np.linspace(0, 1, BINS + 1)[1:-1]) if len(rows) else []
+            members = [[number] for number in np.searchsorted(edges, first).tolist()]
+        else:
+            number_of = {name: number for number, name in enumerate(class_names(cells, kind))}
+            members = [[number_of[name] for name in split_cell(cell, kind)] for cell in cells]
+        found.append(TaskClasses(codes, members))
+    return found
 
 
 def are_measures(names: Sequence[str]) -> bool:
@@ -231,7 +261,7 @@ def read_labels(
     names_of, origin = _read_classes(path) if classes is None else (classes, "those of the model")
     labels = {}
     for task, (codes, cells) in encoded.items():
-        kind = kinds if isinstance(kinds, str) else (kinds or {}).get(task) or guess_kind(cells)
+        kind = kind_of(task, kinds, cells)
         names = list(names_of.get(task, ()))
         if not names and kind != "regression":
             if names_of:

@@ -30,9 +30,10 @@ from mbt_core.data.columns import (
     read_spans,
     refuse_file_names,
 )
-from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, listed_classes, read_labels
+from mbt_core.data.holdout import TaskClasses, hold_out
+from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, listed_classes, read_labels, task_classes
 from mbt_core.data.shards import is_packed, located
-from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
+from mbt_core.data.splits import TEST, TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, unknown
 from mbt_core.files import is_folder
@@ -93,6 +94,7 @@ class Manifest:
         confine: whether a file outside `root` is refused.
         ids: of the rows; unique.
         groups: the rows that belong together (``data.group``); None: no column is named.
+        unsplit: rows have labels, and none says of which split it is: val and test, if there are any, were held out.
     """
 
     path: Path
@@ -107,6 +109,7 @@ class Manifest:
     _end: np.ndarray = field(repr=False)
     _fps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     groups: Groups | None = field(default=None, repr=False)
+    unsplit: bool = False
 
     @classmethod
     def read(
@@ -170,9 +173,13 @@ class Manifest:
         encoded = {task: encode(columns[name]) for task, name in find_tasks(columns, path).items()} if labelled else {}
         labels = read_labels(encoded, given, classes, kinds, path)
         groups = _groups(ids, columns, config, path, found)
+        unsplit = bool(encoded) and _is_unsplit(columns.get("split"))
+        if unsplit and config.folds is None and config.test_fraction:
+            given = _held_out(task_classes(encoded, kinds), groups, sources, ids, config)
+            config = config.model_copy(update={"val_fraction": 0.0})
         splits = _splits(given, ids, encoded, groups, config)
         manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
-        manifest._fps, manifest.groups = read_rates(table, reads, path), groups
+        manifest._fps, manifest.groups, manifest.unsplit = read_rates(table, reads, path), groups, unsplit
         for split in (TRAIN, VAL):
             if split in splits:
                 manifest.require_labels(split)
@@ -218,6 +225,10 @@ class Manifest:
             {task: labels.cell(index) for task, labels in self.labels.items()},
             {name: float(rates[index]) for name, rates in self._fps.items() if not np.isnan(rates[index])},
         )
+
+    def spans(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Start and end of rows in seconds, float64 [len(rows)] each; NaN where not given."""
+        return self._start[rows], self._end[rows]
 
     def find(self, ids: Sequence[str]) -> list[int | None]:
         """The rows of these names; None: there is none."""
@@ -406,6 +417,10 @@ def _given_splits(column: pa.LargeStringArray | None, count: int) -> Splits:
     return {name: np.flatnonzero(np.isin(codes, np.flatnonzero(names == name))) for name in dict.fromkeys(names)}
 
 
+def _is_unsplit(column: pa.LargeStringArray | None) -> bool:
+    return column is None or not pc.any(pc.not_equal(pc.utf8_trim_whitespace(column), "")).as_py()
+
+
 def _groups(
     ids: pa.LargeStringArray, columns: Columns, config: DataConfig, path: Path, found: Sequence[str]
 ) -> Groups | None:
@@ -416,6 +431,30 @@ def _groups(
     # a row without a group is one of its own
     cells = pc.utf8_trim_whitespace(columns[config.group])
     return Groups(*encode(pc.if_else(pc.equal(cells, ""), ids, cells)))
+
+
+def _held_out(
+    tasks: Sequence[TaskClasses],
+    groups: Groups | None,
+    sources: Mapping[str, SourceColumns],
+    ids: pa.LargeStringArray,
+    config: DataConfig,
+) -> Splits:
+    """See `hold_out`. Spans of one file stay together, unless nothing could then be held out."""
+    if groups is not None:
+        return hold_out(tasks, groups, config)
+    splits = hold_out(tasks, _of_the_same_files(sources, ids), config)
+    return splits if TEST in splits else hold_out(tasks, Groups(*encode(ids, keep_empty=True)), config)
+
+
+def _of_the_same_files(sources: Mapping[str, SourceColumns], ids: pa.LargeStringArray) -> Groups:
+    """Rows that are spans of the same files, together; others by themselves."""
+    columns = {source.name: source.files for source in sources.values() if source.files is not None}
+    if not columns:
+        return Groups(*encode(ids, keep_empty=True))
+    files = pc.binary_join_element_wise(*columns.values(), pa.scalar("\0", pa.large_string()))
+    named = pc.match_substring_regex(files, "[^\\x00]")
+    return Groups(*encode(pc.if_else(named, files, ids), keep_empty=True))
 
 
 def _splits(

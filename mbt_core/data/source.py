@@ -17,7 +17,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL, split_name
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry
-from mbt_core.remote import ask_for, is_there, require_asked
+from mbt_core.remote import address, ask_for, is_there, require_asked
 
 
 def open_manifest(
@@ -87,11 +87,14 @@ def other_data(config: DataConfig, path: str | Path) -> DataConfig:
 
 
 def evaluated_data(config: DataConfig, path: str | Path) -> DataConfig:
-    """As `other_data`, of a manifest that a file names."""
+    """As `other_data`, of a manifest that a file names. The manifest of the run itself keeps its rules."""
     if not is_there(path):
         raise ConfigError(f"--data {path}: no such file or folder")
+    if address(path) == config.path:  # what was trained on must not be tested on
+        return config
     own = {"path": str(path), "root": None, "dataset": None}
-    return config.model_copy(update={**own, "group": None, "folds": None, "fold": 0, "fraction": 1.0})
+    rules = {"group": None, "folds": None, "fold": 0, "fraction": 1.0, "val_fraction": 0.0, "test_fraction": 0.0}
+    return config.model_copy(update=own | rules)
 
 
 def media_paths(files: Any) -> Iterable[Path]:

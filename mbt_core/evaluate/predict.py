@@ -50,6 +50,8 @@ FEW = 8
 WINDOWS = 1_000_000
 """More windows of a file are an error: `every` is too short, or the length that the file claims is wrong."""
 NOT_FINITE = "the model gives no finite scores; look for values in it far beyond those it was trained on"
+UNSPLIT = DataConfig(val_fraction=0, test_fraction=0)
+"""Of rows that are no data set: none is held out."""
 Listed = Sequence[tuple[str, bool, bool]]
 """Of each entry of a folder: its name, whether it is a folder, whether it is a link."""
 
@@ -338,7 +340,7 @@ def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: f
         "end": pa.array([end for _, _, end in segments], pa.float64()),
         RATE: pa.array([fps] * len(segments), pa.float64()),
     }
-    return Manifest.from_table(pa.table(columns), Path.cwd(), reads, DataConfig(), labelled=False)
+    return Manifest.from_table(pa.table(columns), Path.cwd(), reads, UNSPLIT, labelled=False)
 
 
 def _rows(

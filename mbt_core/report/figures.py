@@ -149,6 +149,8 @@ def panels(drawn: Mapping[str, tuple[Sequence[Line], Limits]], xlabel: str) -> F
 
 
 def _lines(axes: Axes, drawn: Sequence[Line], within: Limits, xlabel: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     for line in drawn:
         if line.points:
             marker: Any = {"marker": "o", "markersize": 3.5} if len(line.points) <= 30 and not line.faint else {}
@@ -160,13 +162,16 @@ def _lines(axes: Axes, drawn: Sequence[Line], within: Limits, xlabel: str) -> No
                 alpha=opacity,
                 label=line.label,
                 zorder=3 if line.bold else 2,
+                clip_on=within is None,  # at its limits a line is drawn in its whole width
                 **marker,
             )
     axes.set_xlabel(xlabel)
     axes.margins(x=0.02)
+    if all(float(x).is_integer() for line in drawn for x, _ in line.points):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
     if within:
         low, high = axes.get_ylim()
-        axes.set_ylim(max(within[0], low), min(within[1] + 0.02 * (within[1] - within[0]), high))
+        axes.set_ylim(max(within[0], low), min(within[1], high))
     if sum(bool(line.points) for line in drawn) > 1:
         axes.legend(loc="best", handlelength=1.4)
 
@@ -231,8 +236,8 @@ def ranked(scores: Sequence[float], ylabel: str) -> Figure:
     """Scores in [0, 1] of many classes, from the worst to the best."""
     with _figure(2.5) as (figure, axes):
         axes.fill_between(range(1, len(scores) + 1), scores, color=colour("accent"), alpha=0.25, linewidth=0)
-        axes.plot(range(1, len(scores) + 1), scores, color=colour("accent"), linewidth=2)
-        axes.set(xlim=(1, max(2, len(scores))), ylim=(0, 1.02))
+        axes.plot(range(1, len(scores) + 1), scores, color=colour("accent"), linewidth=2, clip_on=False)
+        axes.set(xlim=(1, max(2, len(scores))), ylim=(0, 1))
         axes.set_xlabel("classes, from the worst to the best")
         axes.set_ylabel(ylabel)
     return figure
@@ -266,16 +271,16 @@ def calibration(found: Mapping[str, tuple[str, Reliability]]) -> Figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         axes.plot([0, 1], [0, 1], color=colour("z"), linewidth=1.2, dashes=(4, 3), label="as sure as it should be")
         for number, (label, (name, curve)) in enumerate(found.items()):
-            bold: dict[str, Any] = {"linewidth": 1.2, "markersize": 3, "alpha": 0.75}
+            bold: dict[str, Any] = {"clip_on": False, "linewidth": 1.2, "markersize": 3, "alpha": 0.75}
             if number == 0:
-                bold = {"linewidth": 2.2, "markersize": 4.5, "zorder": 3}
+                bold |= {"linewidth": 2.2, "markersize": 4.5, "zorder": 3, "alpha": 1.0}
             bins = zip(curve.said, curve.right, curve.count, strict=True)
             points = [(said, right) for said, right, count in bins if count >= FEWEST]
             if points:
                 axes.plot(*zip(*points, strict=True), color=colour(name), marker="o", label=label, **bold)
         _, first = next(iter(found.values()))
         below.bar(first.said, first.share, 0.05, color=colour("accent"))
-        axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+        axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.set_ylabel("how often it is right")
         axes.legend(loc="upper left", handlelength=1.4)
         below.set_ylabel("answers")

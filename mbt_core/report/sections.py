@@ -153,13 +153,14 @@ def data_table(left: Left) -> Table | None:
     return Table(["split", "clips", *columns], rows, str(manifest.path))
 
 
-def curves(left: Left) -> list[Drawn]:
-    """What training logged."""
+def curves(left: Left) -> tuple[list[Drawn], list[str]]:
+    """What training logged, and of what there are too few values for a curve, with the last one."""
     head, colours = left.experiment.model.head, names_of(left.experiment.modalities)
     val = [line for line in left.log if line["event"] == "val"]
     train_loss, val_loss = _points(left.log, "loss", "step"), _points(val, "loss")
-    found = []
-    if train_loss or val_loss:
+    found: list[Drawn] = []
+    few: list[str] = []
+    if _is_curve(train_loss, val_loss):
         drawn = [
             Line("train", "z", smooth(train_loss, POINTS), faint=len(train_loss) > 60),
             Line("train, smoothed", "m0", smooth(train_loss, 40), bold=True) if len(train_loss) > 60 else None,
@@ -167,11 +168,18 @@ def curves(left: Left) -> list[Drawn]:
         ]
         caption = _lowest(val_loss) if val_loss else "There was no val split to measure it on."
         found.append(Drawn("Loss", figures.lines([line for line in drawn if line]), caption))
+    else:
+        few += [
+            f"loss {points[-1][1]:.3f} on {where}"
+            for where, points in (("train", train_loss), (VAL, val_loss))
+            if points
+        ]
     for task, outputs in head.outputs.items():
         metric = metric_names(head.kind_of(task), outputs)[0]
         name = metric if head.tasks is None else f"{task}/{metric}"
         points = {ALL: _points(val, name)} | {m: _points(val, f"{name}[{m}]") for m in colours}
-        if not points[ALL]:
+        if not _is_curve(points[ALL]):
+            few += [f"{name} {shown(name, value)} on val" for _, value in points[ALL][-1:]]
             continue
         drawn_lines = [
             Line(source, colours.get(source, "ink"), found_points, source == ALL)
@@ -190,9 +198,14 @@ def curves(left: Left) -> list[Drawn]:
         ("clips_per_second", "Speed", "Clips a second in training."),
     ):
         points_of = _points(left.log, name, "step")
-        if points_of:
+        if _is_curve(points_of):
             found.append(Drawn(title, figures.lines([Line(title, "m0", smooth(points_of, POINTS))]), caption))
-    return found
+    return found, few
+
+
+def _is_curve(*of: Sequence[tuple[int, float]]) -> bool:
+    """Whether any of these points are at more than one step."""
+    return any(len({step for step, _ in points}) > 1 for points in of)
 
 
 def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> list[tuple[int, float]]:
@@ -343,7 +356,7 @@ def _calibration(task: str, kind: TaskKind, found: Evaluation, modalities: Seque
         curve = reliability(kind, logits[task][here], found.targets[task][here])
         if curve is not None:
             curves_of[source or ALL] = (colours.get(source, "ink"), curve)
-    if ALL not in curves_of:
+    if ALL not in curves_of or max(curves_of[ALL][1].count) < figures.FEWEST:
         return []
     errors = ", ".join(f"{name} {percent(curve.error)}" for name, (_, curve) in curves_of.items())
     sure, right = _means(curves_of[ALL][1])

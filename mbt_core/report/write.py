@@ -35,6 +35,7 @@ class Contents:
     Args:
         left: what the run left.
         curves: of its training.
+        few: what has too few values for a curve.
         tasks: a section each.
         clips: those that are shown, by their place in the predictions.
         hardest: places of the hardest clips.
@@ -44,6 +45,7 @@ class Contents:
 
     left: Left
     curves: list[Drawn]
+    few: list[str]
     tasks: list[TaskSection]
     clips: dict[int, Shown]
     hardest: list[int]
@@ -86,9 +88,9 @@ def gather(folder: Path) -> Contents:
     """Reads what a run left, and draws it; see `write_report`."""
     left = open_left(folder)
     modalities, predictions = list(left.experiment.modalities), left.predictions
-    curves = sections.curves(left)
+    curves, few = sections.curves(left)
     if predictions is None or FUSED not in predictions.found.logits:
-        return Contents(left, curves, [], {}, [], [], left.why)
+        return Contents(left, curves, few, [], {}, [], [], left.why)
     tasks = [sections.task_section(task, predictions, modalities) for task in left.experiment.model.head.outputs]
     chosen = choose(predictions)
     places = list(dict.fromkeys([*chosen.hardest, *chosen.attention]))
@@ -98,7 +100,8 @@ def gather(folder: Path) -> Contents:
         drawer = Drawer(left.model, left.manifest, predictions, left.experiment)
         clips |= {place: drawer.draw(clips[place], place) for place in chosen.hardest}
         attention = [(clips[place], drawer.explain(place)) for place in chosen.attention]
-    return Contents(left, curves, tasks, clips, chosen.hardest, attention, left.why if left.manifest is None else "")
+    why = left.why if left.manifest is None else ""
+    return Contents(left, curves, few, tasks, clips, chosen.hardest, attention, why)
 
 
 def render_report(contents: Contents) -> str:

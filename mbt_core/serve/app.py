@@ -66,6 +66,7 @@ class Service:
     readers: Readers
 
     def __init__(self, run: Run, limits: Limits, device: str = "auto") -> None:
+        run.check_one_file()
         self.run, self.limits = run, limits
         self.fabric = Hardware(device).fabric(run.experiment.train.precision)
         self.model = run.model.to(self.fabric.device).eval()

@@ -98,7 +98,7 @@ def comparison(rows: Sequence[Row], title: str) -> Figure:
     groups = _groups(rows, scale)
     metrics = list(dict.fromkeys(name for row in rows for name in row.mean))
     with rc_context(STYLE):
-        panels = [*metrics, "GFLOPs per clip", "clips/s in training"]
+        panels = [*metrics, "GFLOPs per clip", _speed_title(rows)]
         wide = 3.3 if scale.numeric else max(3.3, 0.62 * len(scale.at) * max(1.0, len(groups) / 3))
         figure = Figure(figsize=(wide * len(panels), 3.4 + 0.22 * math.ceil(len(groups) / 4)), layout="constrained")
         plots = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -107,7 +107,7 @@ def comparison(rows: Sequence[Row], title: str) -> Figure:
             _within(axes, 0, 1)
         gflops, speed = plots[-2], plots[-1]
         _draw(gflops, groups, scale, panels[-2], lambda row: (row.cost.gflops if row.cost else None, math.nan))
-        _draw(speed, groups, scale, panels[-1], lambda row: (row.clips_per_second, math.nan))
+        _draw(speed, groups, scale, panels[-1], _speed, joined=False)
         for axes in (gflops, speed):
             axes.set_ylim(0, 1.06 * axes.get_ylim()[1])
         figure.suptitle(_heading(title, rows), x=0.01, ha="left", fontsize=11)
@@ -145,9 +145,24 @@ def _metric(name: str, row: Row) -> tuple[float | None, float]:
     return row.mean.get(name), row.std.get(name, math.nan)
 
 
+def _speed(row: Row) -> tuple[float | None, float]:
+    return row.clips_per_second, row.speed_std
+
+
+def _speed_title(rows: Sequence[Row]) -> str:
+    one = all(row.count < 2 for row in rows)
+    return f"clips/s in training, {'one run each' if one else 'mean and deviation'}"
+
+
 def _draw(
-    axes: Axes, groups: Grouped, scale: Scale, title: str, value: Callable[[Row], tuple[float | None, float]]
+    axes: Axes,
+    groups: Grouped,
+    scale: Scale,
+    title: str,
+    value: Callable[[Row], tuple[float | None, float]],
+    joined: bool = True,
 ) -> None:
+    """A line or bars for each of `groups`; not `joined`: points, of what differs from run to run by itself."""
     for number, (name, rows) in enumerate(groups.items()):
         found = [(x, *value(row)) for x, row in rows]
         points = [(x, mean, std) for x, mean, std in found if mean is not None]
@@ -156,10 +171,10 @@ def _draw(
         places, mean, std = zip(*points, strict=True)
         x = scale.beside(places, number, len(groups))
         errors = None if all(map(math.isnan, std)) else [0.0 if math.isnan(s) else s for s in std]
-        if errors is None and not scale.numeric:
+        if errors is None and not scale.numeric and joined:
             axes.bar(x, mean, 0.5 / len(groups), color=COLOURS[number % len(COLOURS)], label=name)
         else:
-            _line(axes, number, x, mean, errors, "-" if scale.numeric else "none", name)
+            _line(axes, number, x, mean, errors, "-" if scale.numeric and joined else "none", name)
     axes.set_title(title)
     scale.apply(axes)
 
@@ -173,7 +188,7 @@ def _line(
     line: str,
     label: str,
 ) -> None:
-    axes.errorbar(
+    drawn = axes.errorbar(
         x,
         y,
         errors,
@@ -188,13 +203,14 @@ def _line(
         elinewidth=1.2,
         label=label,
     )
+    drawn[0].set_clip_on(False)  # at the limits of what is measured, points are shown whole
 
 
 def _within(axes: Axes, low: float, high: float) -> None:
-    """Limits of values that cannot leave a range: what is drawn, with its error bars, and some room."""
+    """Limits of values that cannot leave a range: what is drawn, with its error bars as far as they are in it."""
     bottom, top = axes.get_ylim()
     if bottom >= low - 0.2:
-        axes.set_ylim(max(low - 0.02, bottom), min(high + 0.02, max(top, bottom + 0.05)))
+        axes.set_ylim(max(low, bottom), min(high, max(top, bottom + 0.05)))
 
 
 def transfer(results: Sequence[Result], rows: Sequence[Row], title: str, names: Mapping[str, str]) -> Figure:
@@ -259,7 +275,8 @@ def _curves(axes: Axes, number: int, results: Sequence[Result]) -> None:
     values: dict[int, list[float]] = {}
     drawn = [r for r in results if r.curve]
     for result in drawn:
-        axes.plot(*zip(*result.curve, strict=True), color=colour, alpha=0.3, linewidth=0.9)
+        alone: Any = {"marker": "o", "markersize": 4} if len(result.curve) == 1 else {}
+        axes.plot(*zip(*result.curve, strict=True), color=colour, alpha=0.3, linewidth=0.9, **alone)
         for step, value in result.curve:
             values.setdefault(step, []).append(value)
     mean = [(step, statistics.fmean(v)) for step, v in sorted(values.items()) if len(v) == len(drawn)]

@@ -11,6 +11,8 @@ from mbt_core.files import write_atomically
 from mbt_core.sweep import plot, transfer
 from mbt_core.sweep.results import Result, columns, document, markdown_table, summarise, write_csv
 
+OVER = "mean over them"
+"""In place of a way of tuning and a share: of all conditions. (`all` is a way of tuning.)"""
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -51,7 +53,7 @@ def study(out: Path, results: Sequence[Result], title: str, command: str, figure
     against = [
         [
             e.init,
-            *(e.condition or ("all", "all")),
+            *(e.condition or (OVER, OVER)),
             str(len(e.differences)),
             e.text.replace("95 % interval ", ""),
             e.word,

@@ -79,7 +79,7 @@ class Row:
         mean, std: of each main metric; the deviation (of a sample) is NaN for one seed.
         score: mean and deviation of `Result.score`; None: nothing to judge by.
         cost: of the model.
-        clips_per_second: mean over the seeds.
+        clips_per_second, speed_std: mean and deviation over the seeds, as measured beside whatever else ran.
     """
 
     labels: Mapping[str, str]
@@ -89,6 +89,7 @@ class Row:
     score: tuple[float, float] | None
     cost: Cost | None
     clips_per_second: float | None
+    speed_std: float = math.nan
 
 
 def main_metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -160,6 +161,7 @@ def _row(labels: Mapping[str, str], found: Sequence[Result]) -> Row:
         (statistics.fmean(scores), _deviation(scores)) if scores else None,
         found[0].cost if found else None,
         statistics.fmean(speeds) if speeds else None,
+        _deviation(speeds),
     )
 
 

@@ -7,7 +7,8 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
-from mbt_core.errors import ConfigError, DataError, InUseError
+from mbt_core.errors import ConfigError, DataError, InUseError, MBTWarning
 from mbt_core.files import locked, read_json, write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
@@ -28,8 +29,9 @@ if TYPE_CHECKING:  # the command line reads folders before it needs tables
 
 LOCK = ".training"
 """File of a run folder that the process which trains there holds locked."""
-DATA, FILLED = "data", "filled from the data:"
-"""What lines of ``config.yaml``'s header begin with: the digest of the rows, and the settings that were left open."""
+DATA, FILLED, SHARED = "data", "filled from the data:", "one file for several:"
+"""What lines of ``config.yaml``'s header begin with: the digest of the rows, the settings that were left open, and
+which instances of a kind read the same files (`mbt_core.data.instances`)."""
 FINGERPRINT = "data.json"
 """File in the folder of the state: what tells whether the data are still those that the run was trained on."""
 
@@ -125,7 +127,12 @@ class RunFolder:
         self.check_unused()
         tree = portable(experiment)
         copy_attached(experiment, tree, self.path)
-        lines = [*_provenance(command), *([f"{DATA} {data.digest()}"] if data else [])]
+        lines = _provenance(command)
+        if data is not None:
+            from mbt_core.data.instances import as_note
+
+            shared = as_note(data, {name: config.kind for name, config in experiment.modalities.items()})
+            lines += [f"{DATA} {data.digest()}", *([f"{SHARED} {shared}"] if shared else [])]
         if asked is not None:
             lines.append(f"{FILLED} {', '.join(changed(portable(asked), tree)) or 'nothing'}")
         header = "".join(f"# {line}\n" for line in lines)
@@ -136,6 +143,16 @@ class RunFolder:
     def _note_fingerprint(self, data: Manifest) -> None:
         text = json.dumps(data.fingerprint(), indent=1, ensure_ascii=False)
         write_atomically(self.state / FINGERPRINT, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def warn_of_changed_rows(self, data: Manifest) -> None:
+        """Which rows are held out depends on all of them: if some came or went, others may be than in training."""
+        if data.unsplit and self.noted(DATA) not in (None, data.digest()):
+            warnings.warn(
+                f"{data.path}: its rows have changed since the training, which may have seen rows that are held out "
+                "now; give them a column split",
+                MBTWarning,
+                stacklevel=4,
+            )
 
     def accept(self, data: Manifest) -> None:
         """Notes that the run goes on with these data, whatever it was trained on before."""
@@ -179,6 +196,8 @@ class RunFolder:
         if not self.config_file.is_file():
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
         tree = find_attached(read_yaml(self.config_file), self.path)
+        if isinstance(tree.get("data"), dict):  # of a version that held out no test rows: it has trained on them
+            tree["data"].setdefault("test_fraction", 0.0)
         try:
             return validate(Experiment, tree)
         except ConfigError as error:
@@ -262,3 +281,15 @@ def command_line() -> str:
     import shlex
 
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def changed_data(run: Path, data: Path, changes: Sequence[str]) -> str:
+    """What to say of a run whose data are not those that it began with."""
+    moved = ""
+    if all(change.startswith("files of") for change in changes):
+        moved = " (if the files are the same and only lie elsewhere, that is fine)"
+    return (
+        f"{run}: {data} is not what it was when the run began; what has changed: {', '.join(changes)}. Put it back, "
+        f"start another run from these weights (--set model.pretrained={run}), or go on with what there is now{moved}: "
+        f"mbt train --resume {run} --accept-changed-data"
+    )

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from mbt_cli.output import print_json, show, table
@@ -177,6 +178,10 @@ def test_data_check(demo, tmp_path):
     assert text.code == 0
     assert ["train", "27", "audio", "27", "0", "0", "0", "1.2-1.2", "16000"] in columns(text.out)
     assert "kind: 9 classes\nsum: 3 classes\n" in text.err
+    rows = columns(text.out)
+    assert ["sum", "train", "val", "test"] in rows
+    for name in train["class_counts"]["sum"]:
+        assert [name, *(str(found["class_counts"]["sum"][name]) for found in report["splits"].values())] in rows
     slow = mbt("data", "check", demo, "-m", "audio", "--set", "data.timeout=1e-7", "--json")
     audio = json.loads(slow.out)["splits"]["train"]["modalities"]["audio"]
     assert (audio["unreadable"], "took longer than 1e-07 s" in audio["problems"][0]) == (27, True)
@@ -195,12 +200,73 @@ def test_data_check_names_what_is_bad_and_eval_and_embed_may_go_on(run, demo, tm
     assert mbt("embed", run.path, "--data", data, "--max-missing", 0.2, "--out", "e.npz").code == 0
 
 
+def test_of_many_classes_check_shows_the_commonest_and_the_rarest(tmp_path):
+    rows = [
+        {"id": f"{k}-{i}", "text": "a", "label": f"c{k:02d}", "split": "train"} for k in range(40) for i in range(k)
+    ]
+    done = mbt("data", "check", write_csv(tmp_path / "m.csv", rows), "-m", "text", "--set", "data.val_fraction=0")
+    shown = [row for row in columns(done.out) if row[0].startswith("c")]
+    ends = [[f"c{k:02d}", f"{k}"] for k in (*range(39, 24, -1), *range(15, 0, -1))]
+    assert shown == ends
+    assert "9 classes between these are left out; --json has all" in done.err
+
+
+def test_copies_of_train_in_test_are_told_by_check_and_train(demo, tmp_path):
+    clips = clips_of(demo)
+    shutil.copy(clips[0], tmp_path / "copy.mp4")
+    rows = [{"id": str(i), "path": path, "label": "ab"[i % 2], "split": "train"} for i, path in enumerate(clips[:6])]
+    rows += [{"id": "c", "path": "copy.mp4", "label": "a", "split": "test"}]
+    data = write_csv(tmp_path / "m.csv", rows)
+    line = f"1 rows of test repeat files of train, e.g. 'c' and '0': copy.mp4 is a copy of {clips[0]}. Remove them "
+    assert line in mbt("data", "check", data, "-m", "rgb").err
+    assert line in mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb")).err
+    found = json.loads(mbt("data", "check", data, "-m", "rgb", "--json").out)["repeats"]
+    pair = {"ids": ["0", "c"], "files": [str(clips[0]), "copy.mp4"]}
+    assert found == [{"splits": ["train", "test"], "rows": 1, "examples": [pair]}]
+    assert json.loads(mbt("data", "check", demo, "--json").out)["repeats"] == []
+
+
 def test_train_tells_what_may_not_be_meant(demo, tmp_path):
-    rows = [{"id": str(i), "path": path, "label": f"0.{i}"} for i, path in enumerate(clips_of(demo)[:4])]
+    rows = [
+        {"id": str(i), "path": path, "label": f"0.{i}", "split": "train"} for i, path in enumerate(clips_of(demo)[:4])
+    ]
     data = write_csv(tmp_path / "numbers.csv", rows)
     done = mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb"))
     assert "no val split: 0.1 of the 4 training rows would be fewer than 20; " in done.err
     assert "4 classes that are numbers, e.g. '0.0'; to predict numbers, set model.head.task=regression\n" in done.err
+
+
+def test_a_small_folder_without_splits_ends_with_a_number(demo, tmp_path):
+    for number, clip in enumerate(clips_of(demo)[:9]):
+        folder = tmp_path / "clips" / "abc"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(clip, folder / f"{number}.mp4")
+    line = "no row says of which split it is; held out of 9, class by class, by their ids: 1 as val and 1 as test. "
+    checked = mbt("data", "check", tmp_path / "clips", "-m", "rgb")
+    assert line in checked.err
+    done = mbt("train", "--data", tmp_path / "clips", "-m", "rgb", "--out", tmp_path / "run", *flags(modalities="rgb"))
+    assert line in done.err
+    assert "test split" in done.out
+    assert "top1" in done.out
+    rows = pq.read_table(tmp_path / "run/predictions.parquet")["id"].to_pylist()
+    for data in ([], ["--data", tmp_path / "clips"]):
+        again = mbt("eval", tmp_path / "run", *data, "--json")
+        assert (again.code, again.err.count("changed")) == (0, 0)
+        assert json.loads(again.out)["split"] == "test"
+    assert pq.read_table(tmp_path / "run/predictions.parquet")["id"].to_pylist() == rows
+    assert pq.read_table(tmp_path / "run/eval-clips-test/predictions.parquet")["id"].to_pylist() == rows
+    shutil.copy(clips_of(demo, "val")[0], tmp_path / "clips/a/new.mp4")
+    assert "its rows have changed since the training" in mbt("eval", tmp_path / "run").err
+
+
+def test_runs_of_before_hold_out_no_test_rows(demo, tmp_path):
+    rows = [{"id": str(i), "path": path, "label": "ab"[i % 2]} for i, path in enumerate(clips_of(demo)[:8])]
+    data = write_csv(tmp_path / "m.csv", rows)
+    assert mbt("train", "--data", data, "-m", "rgb", "--out", tmp_path / "run", *flags(modalities="rgb")).code == 0
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("  test_fraction: 0.1\n", ""))
+    done = mbt("eval", tmp_path / "run")
+    assert (done.code, "has neither a test nor a val split; give --split; it has: train" in done.err) == (2, True)
 
 
 def test_train_tells_of_splits_that_are_not_used_and_of_a_single_class(demo, tmp_path):

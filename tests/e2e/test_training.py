@@ -248,7 +248,7 @@ def spoilt(labelled, demo, tmp_path):
 
 
 def test_bad_clips_are_counted(spoilt, tmp_path):
-    run = tiny_run(spoilt, tmp_path / "run", "data.max_missing=0.1", "train.epochs=2")
+    run = tiny_run(spoilt, tmp_path / "run", "data.max_missing=0.1", "train.steps=auto", "train.epochs=2")
     with (run.path / "bad_clips.csv").open() as file:
         found = list(csv.DictReader(file))
     first, second = (row["id"] for row in read_csv(spoilt)[:2])

@@ -19,7 +19,7 @@ READS = {"p": "frames", "s": "waveform", "a": "array", "w": "text"}
 
 
 def read(path: Path, rows: list[dict[str, str]], reads: dict[str, str] | None = None, **options: object) -> Manifest:
-    config = DataConfig(**options.pop("config", {}))
+    config = DataConfig(**{"test_fraction": 0.0, **options.pop("config", {})})
     return Manifest.read(write_csv(path / "m.csv", rows), reads or {"p": "frames"}, config, **options)
 
 
@@ -256,7 +256,7 @@ def test_rows_that_name_nothing_are_not_trained_on_nor_counted_as_broken(tmp_pat
     rows = [{"id": str(i), "path": "" if i % 2 else f"{i}.mp4", "label": "ab"[i > 3]} for i in range(6)]
     for i in (0, 2, 4):
         write_movie(tmp_path / f"{i}.mp4", 0.4)
-    found = Manifest.read(write_csv(tmp_path / "m.csv", rows), {"p": "frames"}, DataConfig())
+    found = Manifest.read(write_csv(tmp_path / "m.csv", rows), {"p": "frames"}, DataConfig(test_fraction=0))
     assert found.rows("train").tolist() == list(range(6))
     assert found.usable("train").tolist() == [0, 2, 4]
     assert found.balanced_weights("train").tolist() == [0.75, 0.75, 1.5]

@@ -43,7 +43,7 @@ def packed(manifest, out, modalities=None, config=None, **settings):
 
 
 def read(path, modalities):
-    return Manifest.read(path, fakes.reads_of(modalities), DataConfig())
+    return fakes.read(path, modalities)
 
 
 @pytest.fixture
@@ -293,7 +293,7 @@ def test_statistics(data, tmp_path):
     from mbt_audio.modality import Audio
 
     audio = Audio("s", AudioConfig(seconds=0.6, mean=7.0, std=3.0))
-    manifest = Manifest.read(data, {"s": "waveform"}, DataConfig())
+    manifest = Manifest.read(data, {"s": "waveform"}, DataConfig(test_fraction=0))
     found = statistics(manifest, {"s": audio}, DataConfig(workers=0), "train")
     assert found["classes"] == {"label": {"even": 3, "odd": 3}}
     assert (found["rows"], found["failed"], found["modalities"]["s"]["clips"]) == (6, 1, 5)  # one is silent

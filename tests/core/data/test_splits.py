@@ -14,8 +14,11 @@ from mbt_core.errors import ConfigError, DataError
 
 
 def manifest(path: Path, count: int, *, columns: dict[str, list[str]] | None = None, **config: object) -> Manifest:
-    rows = [{"id": f"r{i:05d}", "p": "x", "label": "ab"[i % 2], **{k: v[i] for k, v in (columns or {}).items()}}
-            for i in range(count)]  # fmt: skip
+    rows = [
+        {"id": f"r{i:05d}", "p": "x", "label": "ab"[i % 2], "split": "train"}
+        | {name: cells[i] for name, cells in (columns or {}).items()}
+        for i in range(count)
+    ]
     return Manifest.read(write_csv(path / "m.csv", rows), {"p": "frames"}, DataConfig(**config))
 
 

@@ -200,7 +200,7 @@ def test_folder_per_class(tmp_path: Path) -> None:
     folder_of(
         tmp_path, "dog/b.mp4", "dog/a.mp4", "cat/a.mp4", "cat/.DS_Store", "readme.txt", ".git/x/y", "cat/Thumbs.db"
     )
-    manifest = Manifest.read(tmp_path, {"p": "frames"}, DataConfig())
+    manifest = Manifest.read(tmp_path, {"p": "frames"}, DataConfig(test_fraction=0))
     assert [manifest.row(i).id for i in range(3)] == ["cat/a.mp4", "dog/a.mp4", "dog/b.mp4"]
     assert manifest.row(2).sources["p"].path == str(tmp_path / "dog/b.mp4")
     assert manifest.classes == {"label": ["cat", "dog"]}
@@ -210,7 +210,7 @@ def test_folder_per_class(tmp_path: Path) -> None:
 def test_folder_with_splits_and_classes_json(tmp_path: Path) -> None:
     folder_of(tmp_path, "train/dog/1.mp4", "train/cat/1.mp4", "validation/dog/2.mp4", "test/cat/3.mp4")
     (tmp_path / "classes.json").write_text(json.dumps({"label": ["dog", "cat", "cow"]}))
-    manifest = Manifest.read(tmp_path, {"p": "frames"}, DataConfig())
+    manifest = Manifest.read(tmp_path, {"p": "frames"}, DataConfig(test_fraction=0))
     assert {split: len(rows) for split, rows in manifest.splits.items()} == {"train": 2, "val": 1, "test": 1}
     assert manifest.classes["label"] == ["dog", "cat", "cow"]
     assert manifest.class_counts("label", "test").tolist() == [0, 1, 0]

@@ -92,7 +92,7 @@ def test_a_damaged_file_counts_as_unreadable(path, tmp_path):
     """In check, packing, the cache and the look for files alike."""
     (tmp_path / "bad.h5").write_bytes(b"nothing" * 99)
     rows = [{"id": name, "s": f"{name}/P01_01", "label": "x"} for name in ("EPIC_audio.hdf5", "bad.h5")]
-    manifest = Manifest.read(fakes.write_csv(tmp_path / "m.csv", rows), {"s": "waveform"}, DataConfig(val_fraction=0))
+    manifest = Manifest.read(fakes.write_csv(tmp_path / "m.csv", rows), {"s": "waveform"}, DataConfig(test_fraction=0))
     found = check(manifest)["splits"]["train"]["modalities"]["s"]
     assert (found["present"], found["missing"], found["unreadable"]) == (1, 0, 1)
     report = pack(tmp_path / "m.csv", {"s": "waveform"}, DataConfig(), tmp_path / "out", workers=1)

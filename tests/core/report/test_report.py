@@ -339,3 +339,38 @@ def test_report_in_a_browser(run, tmp_path, width, dark):
     assert seen.requests == 0
     assert seen.complaints == []
     assert seen.background == ("rgb(20, 23, 27)" if dark else "rgb(246, 247, 249)")
+
+
+def log_of(steps, val):
+    lines = [{"event": "step", "step": s, "time": s, "loss": 1.5, "lr": 0.1, "clips_per_second": 9.0} for s in steps]
+    lines += [{"event": "val", "step": s, "time": s, "loss": 1.25, "top1": 1.0, "top1[alpha]": 1.0} for s in val]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_a_short_run_has_numbers_in_place_of_empty_panels(tmp_path):
+    target, logits = single()
+    run = make_run(tmp_path / "run", {"classes": 5}, {"label": target}, {"label": logits})
+    (run / "metrics.jsonl").write_text(log_of([3], [3]))
+    contents = gather(run)
+    assert contents.curves == []
+    assert "the last ones: loss 1.500 on train, loss 1.250 on val, top1 100.0 % on val." in text_of(
+        render_report(contents)
+    )
+    (run / "metrics.jsonl").write_text(log_of([10], [3, 6, 9]))
+    assert [drawn.title for drawn in gather(run).curves] == ["Loss", "top1"]
+    (run / "metrics.jsonl").write_text(log_of([10, 20], [10, 20]))
+    contents = gather(run)
+    assert [drawn.title for drawn in contents.curves] == ["Loss", "top1", "Learning rate", "Speed"]
+    assert "Too few values" not in render_report(contents)
+
+
+def test_axes_end_where_values_end(tmp_path):
+    target, logits = single()
+    run = make_run(tmp_path / "run", {"classes": 5}, {"label": target}, {"label": logits})
+    (run / "metrics.jsonl").write_text(log_of([1, 2, 3], [1, 2, 3]))
+    contents = gather(run)
+    [top1] = next(drawn for drawn in contents.curves if drawn.title == "top1").figure.axes
+    assert top1.get_ylim()[1] == 1.0
+    assert all(float(place).is_integer() for place in top1.get_xticks())
+    calibration = next(drawn for drawn in contents.tasks[0].figures if drawn.title == "Calibration").figure.axes[0]
+    assert (calibration.get_xlim(), calibration.get_ylim()) == ((0, 1), (0, 1))

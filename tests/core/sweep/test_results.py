@@ -92,3 +92,33 @@ def test_what_a_study_leaves(tmp_path):
     svg = (tmp_path / "results.svg").read_text()
     assert len(re.findall("tune (?:head|all)", svg)) >= 2
     assert "share of the training rows" in svg
+
+
+def axes_of(figure, title):
+    return next(axes for axes in figure.axes if axes.get_title(loc="left").startswith(title))
+
+
+@pytest.mark.parametrize("labels", [("0", "4", "8"), ("late", "bottleneck", "cross")])
+def test_the_speed_of_runs_is_no_curve(labels):
+    """Whatever else ran then shows in it: points, and no line or bars that would tell of an effect."""
+    once = [result({"layer": label}, 0, 1.0) for label in labels]
+    figure = plot.comparison(summarise(once), "t")
+    speed = axes_of(figure, "clips/s in training, one run each")
+    assert [line.get_linestyle() for line in speed.get_lines()] == ["None"]
+    assert not speed.patches
+    twice = [result({"layer": label}, seed, 1.0) for label in labels for seed in (0, 1)]
+    assert axes_of(plot.comparison(summarise(twice), "t"), "clips/s in training, mean and deviation").get_lines()
+
+
+def test_axes_end_where_scores_end():
+    rows = summarise([result({"layer": label}, 0, score) for label, score in (("0", 1.0), ("4", 0.0))])
+    assert axes_of(plot.comparison(rows, "t"), "top1").get_ylim() == (0.0, 1.0)
+
+
+def test_all_is_a_way_of_tuning_and_nothing_else(tmp_path):
+    cells = [
+        result({"init": init, "tune": tune, "fraction": "1"}, seed, 0.5 + 0.1 * seed)
+        for init in ("none", "x") for tune in ("head", "all") for seed in (0, 1)
+    ]  # fmt: skip
+    _, rows = study(tmp_path, cells, "t", "", figure=False).tables["against the baseline"]
+    assert [row[1:3] for row in rows] == [["mean over them", "mean over them"], ["head", "1"], ["all", "1"]]
