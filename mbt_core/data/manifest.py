@@ -92,6 +92,7 @@ class Manifest:
         confine: whether a file outside `root` is refused.
         ids: of the rows; unique.
         groups: the rows that belong together (``data.group``); None: no column is named.
+        fatal: row -> why it is not read any more: what reading processes have died of since the manifest was read.
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Manifest:
     _end: np.ndarray = field(repr=False)
     _fps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     groups: Groups | None = field(default=None, repr=False)
+    fatal: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(

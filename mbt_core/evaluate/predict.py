@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from torch.utils.data import Sampler
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.columns import RATE
-from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.sampler import EvalSampler
@@ -43,8 +43,6 @@ Segment = tuple[str, float | None, float | None]
 """A file, and the start and end of a window of it in seconds."""
 BATCH = 32
 """Views classified at a time, unless ``evaluate.batch_size`` says otherwise."""
-FEW = 8
-"""So many files are read by this process itself."""
 WINDOWS = 1_000_000
 """More windows of a file are an error: `every` is too short, or the length that the file claims is wrong."""
 NOT_FINITE = "the model gives no finite scores; look for values in it far beyond those it was trained on"
@@ -159,11 +157,15 @@ class Files(ClipDataset):
 
     fps: float | None = None
 
-    def __getitems__(self, segments: Sequence[Segment]) -> list[list[Example]]:
-        """The examples of each segment; their `index` counts from 0 in the batch."""
-        batch = copy(self)
-        batch.manifest = files_manifest(segments, self.manifest.reads, self.fps)
-        return [batch[Draw(0, row)] for row in range(len(segments))]
+    def batch(self, items: Sequence[Any]) -> tuple[ClipDataset, Sequence[Draw]]:
+        """For segments; rows count from 0 in the batch."""
+        dataset = copy(self)
+        dataset.manifest = files_manifest(items, self.manifest.reads, self.fps)
+        return dataset, [Draw(0, row) for row in range(len(items))]
+
+    def key(self, item: Any) -> Hashable:
+        """The file: a window that a process dies of stands for all that follow."""
+        return item[0]
 
 
 class Stream(Sampler[list[Segment]]):
@@ -257,13 +259,12 @@ def _classified(
 ) -> Iterator[FilePrediction]:
     """What each row was classified as, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
-    first = list(islice(rows, FEW + 1))
     views = 1 if windows else experiment.evaluate.views
-    stream = Stream(chain(first, rows), max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    stream = Stream(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
     empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     dataset.fps = fps
-    loader = make_loader(dataset, stream, experiment.data.workers if len(first) > FEW else 0, fabric.device)
+    loader = make_loader(dataset, stream, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
@@ -310,7 +311,7 @@ def predict_rows(
     rows = np.array([row for row in rows.tolist() if (manifest.ids[row].as_py(), None) not in answered], np.int64)
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
-    loader = make_loader(dataset, sampler, experiment.data.workers if len(rows) > FEW else 0, fabric.device)
+    loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mbt_core.config import DataConfig
 from mbt_core.data.collate import Batch, Collate
+from mbt_core.data.dataset import Draw
 from mbt_core.errors import DataError, MBTError
 from mbt_core.evaluate.predict import Files, files_manifest
 from mbt_core.media import open_clip
@@ -67,7 +68,7 @@ class Reading:
             raise DataError(f"{path}: lasts {longest:.1f} s, allowed are {self.max_seconds:g} s")
         manifest = files_manifest([(path, None, None)], {name: m.reads for name, m in self.modalities.items()})
         options: dict[str, Any] = {"config": self.config, "seed": 0, "training": False, "views": self.views}
-        [examples] = Files(manifest, self.modalities, {}, **options).__getitems__([(path, None, None)])
+        examples = Files(manifest, self.modalities, {}, **options)[Draw(0, 0)]
         if examples[0].error is not None:
             raise DataError(examples[0].error)
         return Collate(self.modalities)([examples])

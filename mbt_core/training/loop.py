@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch, Copier
@@ -166,7 +165,7 @@ class Trainer:
         load_optimizer(self.model, self.optimizer, optimizer)
         self._loss.fill_(self.progress.loss)
 
-    def fit(self, loader: DataLoader[Batch]) -> Progress:
+    def fit(self, loader: Iterable[Batch]) -> Progress:
         """Trains from `progress.step` to the plan's end.
 
         Raises:
