@@ -185,12 +185,13 @@ class ClipDataset(Dataset[list[Example]]):
             if not exists(path):
                 missing.append(path)
                 continue
-            kept = [name for name in names if self.cache is not None and self.cache.serves(name)]
-            if self.cache is not None and kept:
-                clips |= self.cache.open(path, kept, row.start, row.end, row.rate(kept))
-            if len(kept) < len(names):
+            opened: dict[str, Readable] = {}
+            if self.cache is not None:
+                opened |= self.cache.open(path, names, row.start, row.end, row.rate(names))
+            if len(opened) < len(names):
                 clip = stack.enter_context(open_clip(path, timeout=self.config.timeout, fps=row.rate(names)))
-                clips |= {name: clip for name in set(names) - set(kept) if clip.has(self.modalities[name].reads)}
+                opened |= {name: clip for name in names if name not in opened}
+            clips |= {name: clip for name, clip in opened.items() if clip.has(self.modalities[name].reads)}
         if not clips:
             raise DataError(_nothing(row, missing, (self.modalities[name].reads for name in row.sources)))
         return {name: clips[name] for name in self.modalities if name in clips}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from typing import Any, Literal
 
@@ -56,8 +57,7 @@ class Loader:
         device = self.device if self.device.index is not None else torch.device("cuda", torch.cuda.current_device())
         pinning = ThreadPoolExecutor(1, "pinning", torch.cuda.set_device, (device,))
         try:
-            pin: Callable[[Batch], Future[Batch]] = partial(pinning.submit, Batch.pin_memory)
-            for batch in self.pool.run(self.sampler, pin):
+            for batch in self.pool.run(self.sampler, lambda batch: pinning.submit(batch.pin_memory)):
                 yield batch.result()
         finally:
             pinning.shutdown(wait=False, cancel_futures=True)
@@ -65,6 +65,9 @@ class Loader:
 
 def _read(dataset: ClipDataset, collate: Collate, items: Sequence[Any], turn: Turn) -> Batch:
     dataset, draws = dataset.batch(items)
+    if turn.suspects and dataset.cache is not None:  # windows may be read where decoding the whole clip ends a process
+        dataset = copy(dataset)
+        dataset.cache = None
     batch: Batch = Each(dataset.__getitem__, dataset.unreadable, collate)(draws, turn)
     return batch
 

@@ -37,7 +37,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if type(value) is not Tensor or value.requires_grad or value.device.type != "cpu" or value.is_sparse:
             return NotImplemented
-        content = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        content: Any = value.contiguous().reshape(-1).view(torch.uint8).numpy()
         return _tensor, (pickle.PickleBuffer(content), value.dtype, tuple(value.shape))
 
 
@@ -58,7 +58,7 @@ def send(connection: Connection, message: Any) -> None:
     _Pickler(stream, buffers).dump(message)
     parts = [memoryview(stream.getbuffer()), *(buffer.raw() for buffer in buffers)]
     sizes = np.array([len(parts), *(part.nbytes for part in parts)], np.uint64)
-    parts.insert(0, memoryview(sizes).cast("B"))
+    parts.insert(0, memoryview(sizes.tobytes()))
     places = _places([part.nbytes for part in parts])
     if places[-1] > SMALL and HAS_DESCRIPTORS:
         _share(connection, parts, places)

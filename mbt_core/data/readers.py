@@ -7,13 +7,8 @@ says so in memory that its parent sees, too; an item during which processes died
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
 import pickle
-import signal
-import sys
-import threading
 import time
 import traceback
 import weakref
@@ -24,9 +19,8 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from mbt_core.data.messages import receive, send
+from mbt_core.data.processes import AT, LEAVE, MEMORY, NOBODY, POLL, SINCE, TASK, Memory, ReadingProcess, start_method
 from mbt_core.errors import MBTError
 
 Item = TypeVar("Item")
@@ -35,25 +29,18 @@ Result = TypeVar("Result")
 
 AHEAD = 2
 """Tasks of each process that are read or waiting."""
-MEMORY = 4 << 30
-"""Bytes that reading one item may take beyond what the process has already."""
 TRIES = 2
 """Processes that an item may cost."""
 FREE_DEATHS = 3
 """Processes that a task may cost outside of its items."""
 PATIENCE, MIN_PATIENCE = 5.0, 30.0
 """Times the timeout, and seconds, that reading an item may take before its process counts as hanging."""
-POLL = 1.0
-"""Seconds after which the end of another process is noticed at the latest."""
 GRACE = 2.0
 """Seconds in which a process that is no longer needed may finish its item."""
-NOBODY = -1.0
-TASK, AT, SINCE, LEAVE = range(4)
-"""Places of the memory that a process shares with its parent."""
 
 
 def patience_for(timeout: float) -> float:
-    """Seconds that an item may take if one call of a decoder may take `timeout`: some calls of each modality and view."""
+    """Seconds that an item may take where one call of a decoder may take `timeout`: it makes several."""
     return max(MIN_PATIENCE, PATIENCE * timeout)
 
 
@@ -70,7 +57,7 @@ class Turn:
         lost: Mapping[int, str] | None = None,
         suspects: Iterable[int] = (),
         board: Any = None,
-        memory: _Memory | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.lost, self.suspects = lost or {}, frozenset(suspects)
         self._board, self._memory = board, memory
@@ -135,126 +122,9 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-class _Memory:
-    """Limits what this process may take, where the system can (Linux); elsewhere nothing is limited."""
-
-    def __init__(self, more: int) -> None:
-        self.more, self.statm = more, None
-        with suppress(OSError, ImportError):
-            import resource  # not on every system
-
-            self.resource = resource
-            self.soft, self.hard = resource.getrlimit(resource.RLIMIT_DATA)
-            self.statm = os.open("/proc/self/statm", os.O_RDONLY)
-
-    def limit(self) -> None:
-        """`more` bytes from what it has now."""
-        if self.statm is None:
-            return
-        taken = int(os.pread(self.statm, 256, 0).split()[5]) * self.resource.getpagesize()
-        most = min((limit for limit in (self.soft, self.hard) if limit >= 0), default=taken + self.more)
-        self.resource.setrlimit(self.resource.RLIMIT_DATA, (min(taken + self.more, most), self.hard))
-
-    def free(self) -> None:
-        """As it was."""
-        if self.statm is not None:
-            self.resource.setrlimit(self.resource.RLIMIT_DATA, (self.soft, self.hard))
-
-
-def start_method() -> str | None:
-    """A fork starts at once and shares what is in memory; other methods import everything anew in every process."""
-    return "fork" if sys.platform == "linux" else None
-
-
-class Reader:
-    """A process of its own that waits at the other end of a connection.
-
-    Args:
-        target: what it runs, with `connection`, `board` and `arguments`.
-        arguments: further ones.
-        method: of starting it; see `multiprocessing`.
-    """
-
-    def __init__(self, target: Callable[..., None], *arguments: Any, method: str | None = None) -> None:
-        context: Any = multiprocessing.get_context(method)
-        self.connection, theirs = context.Pipe()
-        self.board = context.RawArray("d", [0.0, NOBODY, time.monotonic(), 0.0])
-        mortal = threading.current_thread() is threading.main_thread()
-        self.process = context.Process(
-            target=_start, args=(mortal, target, theirs, self.board, *arguments), daemon=True
-        )
-        try:
-            self.process.start()
-        except OSError as error:
-            self.connection.close()
-            raise MBTError(
-                f"a reading process cannot be started ({error.strerror or error}); lower data.workers"
-            ) from error
-        finally:
-            theirs.close()
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether it has ended, and nothing that it sent is left."""
-        return self.process.exitcode is not None and not self.connection.poll()
-
-    def ending(self) -> str:
-        """How it ended, in words."""
-        self.process.join(POLL)
-        code = self.process.exitcode
-        if code is None or code >= 0:
-            return f"exit code {code}"
-        with suppress(ValueError):
-            name = signal.Signals(-code).name
-            return f"{name}; perhaps memory is out" if name == "SIGKILL" else name
-        return f"signal {-code}"
-
-    def stop(self, grace: float = 0.0) -> None:
-        """Ends it, whatever it does; with `grace` it may finish its item first."""
-        if self.connection.closed:
-            return
-        self.board[LEAVE] = 1.0
-        self.connection.close()
-        if grace:
-            self.process.join(grace)
-        self.process.kill()
-        self.process.join()
-        self.process.close()
-
-
-def _start(mortal: bool, target: Callable[..., None], connection: Connection, board: Any, *arguments: Any) -> None:
-    parent = os.getppid()
-    # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # taken by the thread
-        if mortal:  # the thread that started it ends with its process: so this one is ended even if it hangs in C
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
-    torch.set_num_threads(1)
-    target(connection, board, *arguments)
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends this process when the main one was killed or says so by SIGTERM, also in the middle of decoding.
-
-    Of others SIGTERM is not heeded: a cluster sends it to all processes of a job, and the main one still needs this one
-    for the step that it ends before it saves.
-    """
-    while os.getppid() == parent:
-        if sys.platform == "linux":
-            asked = signal.sigtimedwait([signal.SIGTERM], POLL)
-            if asked is not None and asked.si_pid == parent:
-                break
-        else:
-            time.sleep(POLL)
-    os._exit(1)
-
-
 def _work(connection: Connection, board: Any, work: Work, memory: int) -> None:
     """A process of a `Pool`: tasks in, results or errors out, until the other end closes."""
-    limits = _Memory(memory)
+    limits = Memory(memory)
     while True:
         try:
             number, items, lost, suspects = receive(connection)
@@ -299,16 +169,16 @@ class _Worker:
     """A reader, and the tasks that it has, the one it works on first."""
 
     def __init__(self, work: Work, memory: int) -> None:
-        self.reader = Reader(_work, work, memory, method=start_method())
+        self.process = ReadingProcess(_work, work, memory, method=start_method())
         self.tasks: deque[_Task] = deque()
 
     def give(self, task: _Task) -> None:
         if not self.tasks:
-            self.reader.board[AT], self.reader.board[SINCE] = NOBODY, time.monotonic()
+            self.process.board[AT], self.process.board[SINCE] = NOBODY, time.monotonic()
         self.tasks.append(task)
         suspects = [index for index in task.deaths if index not in task.lost]
         with suppress(OSError):  # it is gone, which is noticed where its answer is awaited
-            send(self.reader.connection, (task.number, task.items, task.lost, suspects))
+            send(self.process.connection, (task.number, task.items, task.lost, suspects))
 
 
 class Pool:
@@ -382,8 +252,9 @@ class Pool:
             begun = True
             while True:
                 while not ended and self._number - wanted < AHEAD * self.count:
-                    items = next(source, None)
-                    if items is None:
+                    try:
+                        items = next(source)
+                    except StopIteration:
                         ended = True
                         break
                     self._hand_out(_Task(self._number, items, self._known(items)))
@@ -424,46 +295,46 @@ class Pool:
     def _attend(self, received: Callable[[Any], Any], seconds: float) -> None:
         """Takes what processes have sent, for which it waits `seconds`; replaces those that are gone or hang."""
         busy = [worker for worker in self._workers if worker.tasks]
-        ready = set(wait([worker.reader.connection for worker in busy], seconds))
+        ready = set(wait([worker.process.connection for worker in busy], seconds))
         now = time.monotonic()
         for worker in busy:
-            if worker.reader.connection in ready:
+            if worker.process.connection in ready:
                 self._take(worker, received)
-            elif worker.reader.is_gone:
-                self._replace(worker, f"the process that read it died ({worker.reader.ending()})")
-            elif now - worker.reader.board[SINCE] > self.patience:
+            elif worker.process.is_gone:
+                self._replace(worker, f"the process that read it died ({worker.process.ending()})")
+            elif now - worker.process.board[SINCE] > self.patience:
                 self._replace(worker, f"reading it did not end within {self.patience:g} s")
 
     def _take(self, worker: _Worker, received: Callable[[Any], Any]) -> None:
         try:
-            number, result, error = receive(worker.reader.connection)
+            number, result, error = receive(worker.process.connection)
         except (EOFError, OSError):
-            self._replace(worker, f"the process that read it died ({worker.reader.ending()})")
+            self._replace(worker, f"the process that read it died ({worker.process.ending()})")
             return
         assert worker.tasks.popleft().number == number
         self._answers[number] = (None if error else received(result)), error
 
     def _replace(self, worker: _Worker, why: str) -> None:
         """Ends a process, and has another one do its tasks, without what it came to its end by."""
-        task, board = worker.tasks[0], worker.reader.board
+        task, board = worker.tasks[0], worker.process.board
         index = int(board[AT]) if board[TASK] == task.number else int(NOBODY)
-        worker.reader.stop()
+        worker.process.stop()
         task.deaths[index] += 1
         if index == NOBODY:
             if task.deaths[index] >= FREE_DEATHS:
-                raise MBTError(f"{OUTSIDE}: {why.replace(' read it', '')}. Most often memory is out: lower data.workers")
+                raise MBTError(
+                    f"{FREE_DEATHS} reading processes in a row came to an end outside of any row, the last one so: "
+                    f"{why}. Most often memory is out: lower data.workers or the batch size"
+                )
         elif task.deaths[index] >= self.tries:
             task.lost[index] = why
             if self.key is not None:
                 self.fatal[self.key(task.items[index])] = why
         tasks, worker.tasks = worker.tasks, deque()
-        worker.reader = Reader(_work, self.work, self.memory, method=start_method())
+        worker.process = ReadingProcess(_work, self.work, self.memory, method=start_method())
         for task in tasks:
             task.lost |= self._known(task.items)
             worker.give(task)
-
-
-OUTSIDE = "reading processes come to an end again and again while they put together what they have read"
 
 
 def _stop_all(workers: list[_Worker], owner: int) -> None:
@@ -471,9 +342,9 @@ def _stop_all(workers: list[_Worker], owner: int) -> None:
     if os.getpid() != owner:
         return
     for worker in workers:
-        if not worker.reader.connection.closed:
-            worker.reader.board[LEAVE] = 1.0
+        if not worker.process.connection.closed:
+            worker.process.board[LEAVE] = 1.0
     until = time.monotonic() + GRACE
     for worker in workers:
-        worker.reader.stop(max(0.0, until - time.monotonic()) if worker.tasks else 0.0)
+        worker.process.stop(max(0.0, until - time.monotonic()) if worker.tasks else 0.0)
     workers.clear()
