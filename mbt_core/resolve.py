@@ -39,7 +39,9 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
     """The experiment with classes and ``auto`` fields of the modalities filled from the data."""
     check_tasks(experiment, manifest)
     tree = experiment.model_dump()
-    tree["modalities"] = fit_modalities(manifest, experiment.modalities, experiment.data.timeout)
+    tree["modalities"] = fit_modalities(
+        manifest, experiment.modalities, experiment.data.timeout, experiment.data.workers
+    )
     head = tree["model"]["head"]
     if not experiment.model.head.outputs:
         one = list(manifest.outputs) == [DEFAULT_TASK]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import Sampler
 
 from mbt_core.data.collate import Batch, Collate
-from mbt_core.data.dataset import ClipDataset
+from mbt_core.data.dataset import ClipDataset, Draw, Example
 from mbt_core.data.machine import cores
 from mbt_core.data.readers import Each, Pool, Turn, patience_for
 
 MAX_WORKERS = 16
+Workers = int | Literal["auto"]
 
 
 class Loader:
@@ -72,9 +73,7 @@ def _read(dataset: ClipDataset, collate: Collate, items: Sequence[Any], turn: Tu
     return batch
 
 
-def make_loader(
-    dataset: ClipDataset, sampler: Sampler[Any], workers: int | Literal["auto"], device: torch.device
-) -> Loader:
+def make_loader(dataset: ClipDataset, sampler: Sampler[Any], workers: Workers, device: torch.device) -> Loader:
     """A loader of `Batch`es.
 
     Args:
@@ -85,6 +84,19 @@ def make_loader(
         device: where the batches go.
     """
     return Loader(dataset, sampler, auto_workers(dataset) if workers == "auto" else workers, device)
+
+
+def row_reader(dataset: ClipDataset, workers: Workers) -> Callable[[int], list[Example]]:
+    """A function that reads a row of the manifest in a process of its own, or with no `workers` in this one."""
+    each: Each[Draw, list[Example], Any] = Each(dataset.__getitem__, dataset.unreadable)
+    options: dict[str, Any] = {"key": dataset.key, "fatal": dataset.fatal}
+    pool = Pool(each, 1 if workers else 0, patience_for(dataset.config.timeout), **options)
+
+    def read(row: int) -> list[Example]:
+        [examples] = pool.map([Draw(0, row)])
+        return list(examples)
+
+    return read
 
 
 def auto_workers(dataset: ClipDataset) -> int:

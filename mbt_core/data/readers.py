@@ -13,15 +13,19 @@ import time
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from mbt_core.data.messages import receive, send
 from mbt_core.data.processes import AT, LEAVE, MEMORY, NOBODY, POLL, SINCE, TASK, Memory, ReadingProcess, start_method
 from mbt_core.errors import MBTError
+
+if TYPE_CHECKING:
+    from mbt_core.media import Clip
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -69,15 +73,29 @@ class Turn:
         if self._board[LEAVE]:
             os._exit(0)
         self._board[SINCE] = time.monotonic()
-        self._board[AT] = index
-        if self._memory is not None:
-            self._memory.limit()
+        if self._board[AT] != index:
+            self._board[AT] = index
+            if self._memory is not None:
+                self._memory.limit()
+
+    def watch(self, clip: Clip, index: int) -> Clip:
+        """The clip, but that `at` is called before anything of it is used."""
+        return cast("Clip", _Watched(clip, partial(self.at, index)))
 
     def done(self) -> None:
         """No item is read any more."""
         self.at(int(NOBODY))
         if self._memory is not None:
             self._memory.free()
+
+
+class _Watched:
+    def __init__(self, clip: Clip, used: Callable[[], None]) -> None:
+        self._clip, self._used = clip, used
+
+    def __getattr__(self, name: str) -> Any:
+        self._used()
+        return getattr(self._clip, name)
 
 
 Work = Callable[[Sequence[Any], Turn], Any]
@@ -166,7 +184,7 @@ class _Task:
 
 
 class _Worker:
-    """A reader, and the tasks that it has, the one it works on first."""
+    """A process, and the tasks that it has, the one it works on first."""
 
     def __init__(self, work: Work, memory: int) -> None:
         self.process = ReadingProcess(_work, work, memory, method=start_method())
@@ -212,7 +230,7 @@ class Pool:
         self._number = 0
         weakref.finalize(self, _stop_all, self._workers, os.getpid())
 
-    def map(self, items: Iterable[Any], chunk: int = 1) -> Iterator[Any]:
+    def map(self, items: Iterable[Any], chunk: int = 1) -> Generator[Any, None, None]:
         """What came of each item, in their order, for work whose result is a list; `chunk` of them are one task."""
 
         def tasks() -> Iterator[list[Any]]:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from mbt_core.data.columns import RATE
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.readers import Each, Pool, patience_for
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
@@ -238,7 +240,8 @@ def predict_files(
     _check_positive("--every", every, "seconds")
     _check_positive("--fps", fps, "frames a second")
     files = find_files(paths, {m.reads for m in model.modalities.values()}, fps)
-    rows = (row for row in _rows(files, model.modalities, every, fps) if _key(row) not in answered)
+    windows = _rows(files, model.modalities, experiment.data, every, fps)
+    rows = (row for row in windows if _key(row) not in answered)
     return _classified(model, rows, experiment, fabric, top, every is not None, fps)
 
 
@@ -343,29 +346,42 @@ def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: f
 def _rows(
     files: Iterable[Path | FilePrediction],
     modalities: Mapping[str, Modality],
+    config: DataConfig,
     every: float | None,
     fps: float | None = None,
 ) -> Iterator[Segment | FilePrediction]:
     """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
     length = max((m.seconds for m in modalities.values() if m.seconds is not None), default=every)
+    each: Each[Path, float | FilePrediction | None, Any] = Each(partial(_length, config.timeout, fps), _no_length)
+    pool = Pool(each, 1 if config.workers else 0, patience_for(config.timeout))
     for file in files:
         if isinstance(file, FilePrediction):
             yield file
         elif every is None or length is None:
             yield str(file), None, None
         else:
-            yield from _windows(file, every, length, fps)
+            [duration] = pool.map([file])
+            if isinstance(duration, FilePrediction):
+                yield duration
+            else:
+                yield from _windows(str(file), duration, every, length)
 
 
-def _windows(file: Path, every: float, length: float, fps: float | None) -> Iterator[Segment | FilePrediction]:
-    """Windows of `length` seconds, a start every `every` seconds and one at the end; or what is wrong with the file."""
-    name = str(file)
+def _length(timeout: float, fps: float | None, file: Path) -> float | FilePrediction | None:
+    """Seconds of a file, None if it has no length; or what is wrong with it."""
     try:
-        with Clip(file, fps=fps) as clip:
-            duration = clip.duration
+        with Clip(file, timeout=timeout, fps=fps) as clip:
+            return clip.duration
     except MBTError as error:
-        yield FilePrediction(name, error=without_name(str(error), name))
-        return
+        return FilePrediction(str(file), error=without_name(str(error), str(file)))
+
+
+def _no_length(file: Path, why: str) -> FilePrediction:
+    return FilePrediction(str(file), error=why)
+
+
+def _windows(name: str, duration: float | None, every: float, length: float) -> Iterator[Segment | FilePrediction]:
+    """Windows of `length` seconds, a start every `every` seconds and one at the end; or why there are none."""
     if duration is None:
         yield name, None, None
         return
