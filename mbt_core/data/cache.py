@@ -203,6 +203,7 @@ class Cache:
             What can be kept -> its size, empty if it is more; and the size of all together.
         """
         sizes: dict[Entry, int] = {}
+        seen: set[Entry] = set()
         shuffled, looked_at, counted = np.random.default_rng(0).permutation(rows), 0, 0
 
         def entries() -> Iterator[Entry]:
@@ -210,11 +211,13 @@ class Cache:
             for row in shuffled:
                 looked_at += 1
                 for entry in self._needed(manifest, row):
-                    if entry not in sizes:
-                        sizes[entry] = 0
+                    if entry not in seen:
+                        seen.add(entry)
                         yield entry
 
-        for entry, size in self._pool(self._sized, 0).map(entries(), CHUNK):
+        for entry, size in self._pool(self._sized).map(entries(), CHUNK):
+            if size is None:
+                continue
             sizes[entry] = size
             counted += min(size, room.largest)
             if counted > room.total:
@@ -246,7 +249,7 @@ class Cache:
         most = min(
             MEMORY, 3 * max(sizes.values(), default=0) + DECODER
         )  # frames one by one, as an array, and on their way here
-        decoded = self._pool(self._decoded, None, memory=most, tries=1).map(admitted())
+        decoded = self._pool(self._decoded, memory=most).map(admitted())
         for done, (entry, clip) in enumerate(decoded, start=1):
             ahead -= sizes[entry]
             if clip is not None and kept + clip.nbytes <= room.total:
@@ -258,13 +261,15 @@ class Cache:
                 progress(done, len(sizes))
         return enough
 
-    def _pool(self, read: Callable[[Entry], tuple[Entry, Any]], nothing: Any, **options: Any) -> Pool:
-        """Processes that read entries; of one that they die of there is `nothing`."""
-        each: Each[Entry, tuple[Entry, Any], Any] = Each(read, lambda entry, why: (entry, nothing))
-        return Pool(each, self.workers, patience_for(self.timeout), **options)
+    def _pool(self, read: Callable[[Entry], tuple[Entry, Any]], **options: Any) -> Pool:
+        """Processes that read entries; of one that a process dies of there is nothing, as it need not be kept."""
+        each: Each[Entry, tuple[Entry, Any], Any] = Each(read, lambda entry, why: (entry, None))
+        return Pool(each, self.workers, patience_for(self.timeout), tries=1, **options)
 
     def _needed(self, manifest: Manifest, index: int) -> list[Entry]:
         """What a row needs; what is not on disk is left out."""
+        if index in manifest.fatal:
+            return []
         try:
             row = manifest.row(index)
         except DataError:

@@ -13,7 +13,7 @@ import numpy as np
 
 from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
-from mbt_core.data.readers import Each, Pool, Turn, patience_for
+from mbt_core.data.readers import Each, Pool, Turn, Work, patience_for
 from mbt_core.data.splits import TRAIN
 from mbt_core.errors import DataError
 from mbt_core.media import Clip, exists, open_clip
@@ -232,7 +232,7 @@ def require_modalities(
     rows = np.random.default_rng(0).permutation(manifest.rows(TRAIN)).tolist()
     for name, modality in modalities.items():
         each: Each[int, bool, Any] = Each(partial(_may_have, manifest, modality, timeout), lambda row, why: True)
-        if not any(Pool(each, min(1, _processes(workers)), patience_for(timeout)).map(rows)):
+        if not any(_pool(each, manifest, timeout, workers).map(rows)):
             others = ",".join(other for other in modalities if other != name)
             raise DataError(
                 f"{manifest.path}: modality {name!r} (it reads {modality.reads}) is in none of the {len(rows)} rows of "
@@ -273,8 +273,7 @@ def fit_modalities(
         if not config.auto_fields():
             continue
         fit = partial(_fit, manifest, name, config, timeout)
-        pool = Pool(fit, min(1, _processes(workers)), patience_for(timeout))
-        [(fitted[name], count)] = pool.run([rows.tolist()])
+        [(fitted[name], count)] = _pool(fit, manifest, timeout, workers).run([rows.tolist()])
         left = fitted[name].auto_fields()
         if left:
             fields = ", ".join(f"modalities.{name}.{field}" for field in left)
@@ -283,6 +282,11 @@ def fit_modalities(
                 f"{fields}: 'auto' cannot be filled from the train split of {manifest.path}: {why}; give a value"
             )
     return fitted
+
+
+def _pool(work: Work, manifest: Manifest, timeout: float, workers: Workers) -> Pool:
+    """A process for work on rows; those that processes die of are not read again either."""
+    return Pool(work, 1 if workers else 0, patience_for(timeout), key=int, fatal=manifest.fatal)
 
 
 def _fit(

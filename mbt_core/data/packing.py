@@ -228,7 +228,7 @@ class Packer:
 
     def pack(self, shards: Sequence[int], workers: int, progress: Callable[[int, int], None] | None = None) -> None:
         """Writes shards, whose rows are packed by processes of their own; `progress` is told how many are done."""
-        memory = max(MEMORY, free_memory() // max(1, workers))  # a row's content is not small
+        memory = max(MEMORY, free_memory() // (2 * max(1, workers)))  # a long video's pictures are many
         pool = Pool(self._pack_rows, workers, patience_for(self.timeout), memory=memory)
         rows = pool.map(row for shard in shards for row in self.packing.rows_of(shard))
         with closing(rows):

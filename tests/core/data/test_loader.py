@@ -93,7 +93,7 @@ class Deadly(Words):
             case "hang":
                 time.sleep(60)
             case "eat":
-                torch.zeros(6 << 30, dtype=torch.uint8)
+                torch.empty(6 << 30, dtype=torch.uint8)
             case "once":
                 if not (marker := Path(os.environ["MARKER"])).exists():
                     marker.touch()
