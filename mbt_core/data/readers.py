@@ -132,7 +132,8 @@ class Each(Generic[Item, Value, Result]):
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            return self.lost(item, f"reading it takes too much memory: {str(error).splitlines()[0] or 'none is left'}")
+            said = str(error).partition("\n")[0] or "none is left"
+            return self.lost(item, f"reading it takes too much memory: {said}")
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -264,10 +265,9 @@ class Pool:
             for items in tasks:
                 yield received(self.work(items, Turn(self._known(items))))
             return
-        source, begun, ended = iter(tasks), False, False
+        source, ended, done = iter(tasks), False, False
         wanted = self._number
         try:
-            begun = True
             while True:
                 while not ended and self._number - wanted < AHEAD * self.count:
                     try:
@@ -278,7 +278,7 @@ class Pool:
                     self._hand_out(_Task(self._number, items, self._known(items)))
                     self._number += 1
                 if wanted == self._number:
-                    begun = False
+                    done = True
                     return
                 self._attend(received, 0.0)
                 while wanted not in self._answers:
@@ -289,7 +289,7 @@ class Pool:
                 wanted += 1
                 yield result
         finally:
-            if begun:  # what is still being read is of no use to anybody
+            if not done:  # what is still being read is of no use to anybody
                 self.stop()
 
     def stop(self) -> None:
