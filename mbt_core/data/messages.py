@@ -118,6 +118,8 @@ def _shared(connection: Connection) -> memoryview:
     if not descriptors:
         raise EOFError
     try:
-        return memoryview(mmap.mmap(descriptors[0], os.fstat(descriptors[0]).st_size))
+        size = os.fstat(descriptors[0]).st_size
+        # all pages at once, where the system can: each would be a fault of its own
+        return memoryview(mmap.mmap(descriptors[0], size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)))
     finally:
         os.close(descriptors[0])
