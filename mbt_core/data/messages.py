@@ -59,29 +59,29 @@ def send(connection: Connection, message: Any) -> None:
     parts = [memoryview(stream.getbuffer()), *(buffer.raw() for buffer in buffers)]
     sizes = np.array([len(parts), *(part.nbytes for part in parts)], np.uint64)
     parts.insert(0, memoryview(sizes.tobytes()))
-    places = _places([part.nbytes for part in parts])
-    if places[-1] > SMALL and HAS_DESCRIPTORS:
-        _share(connection, parts, places)
+    offsets = _offsets([part.nbytes for part in parts])
+    if offsets[-1] > SMALL and HAS_DESCRIPTORS:
+        _share(connection, parts, offsets)
         return
-    content = bytearray(places[-1])
-    for place, part in zip(places, parts, strict=False):
-        content[place : place + part.nbytes] = part
+    content = bytearray(offsets[-1])
+    for offset, part in zip(offsets, parts, strict=False):
+        content[offset : offset + part.nbytes] = part
     connection.send_bytes(content + INLINE)
 
 
-def _places(sizes: Sequence[int]) -> list[int]:
+def _offsets(sizes: Sequence[int]) -> list[int]:
     """Where each part begins, and where the last one ends."""
     return [0, *accumulate(-(-size // ALIGNED) * ALIGNED for size in sizes)]
 
 
-def _share(connection: Connection, parts: Sequence[memoryview], places: Sequence[int]) -> None:
+def _share(connection: Connection, parts: Sequence[memoryview], offsets: Sequence[int]) -> None:
     descriptor = _memory()
     try:
-        os.ftruncate(descriptor, places[-1])
-        for place, part in zip(places, parts, strict=False):
+        os.ftruncate(descriptor, offsets[-1])
+        for offset, part in zip(offsets, parts, strict=False):
             written = 0
             while written < part.nbytes:
-                written += os.pwrite(descriptor, part[written:], place + written)
+                written += os.pwrite(descriptor, part[written:], offset + written)
         connection.send_bytes(SHARED)
         with socket.socket(fileno=os.dup(connection.fileno())) as channel:
             socket.send_fds(channel, [SHARED], [descriptor])
@@ -107,8 +107,8 @@ def receive(connection: Connection) -> Any:
     view = _shared(connection) if content == SHARED else memoryview(content)
     count = int(np.frombuffer(view, np.uint64, 1)[0])
     sizes = np.frombuffer(view, np.uint64, count, offset=8).tolist()
-    places = _places([8 * (count + 1), *sizes])[1:]
-    parts = [view[place : place + size] for place, size in zip(places, sizes, strict=False)]
+    offsets = _offsets([8 * (count + 1), *sizes])[1:]
+    parts = [view[offset : offset + size] for offset, size in zip(offsets, sizes, strict=False)]
     return pickle.loads(parts[0], buffers=parts[1:])
 
 

@@ -132,8 +132,8 @@ class Each(Generic[Item, Value, Result]):
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            said = str(error).partition("\n")[0] or "none is left"
-            return self.lost(item, f"reading it takes too much memory: {said}")
+            detail = str(error).partition("\n")[0] or "none is left"
+            return self.lost(item, f"reading it takes too much memory: {detail}")
 
 
 def out_of_memory(error: BaseException) -> bool:

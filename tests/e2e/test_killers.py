@@ -92,9 +92,9 @@ def unreadable(data):
     """Name of a file -> the error that `mbt data check` reports, and the counts of each modality of the train split."""
     done = mbt("data", "check", data, "-m", "rgb,audio", "--json")
     assert done.code == 0
-    found = json.loads(done.out)["splits"]["train"]["modalities"]
-    problems = {problem.partition(": ")[0].rpartition("/")[2]: problem for problem in found["rgb"]["problems"]}
-    return problems, {name: (m["present"], m["unreadable"]) for name, m in found.items()}
+    result = json.loads(done.out)["splits"]["train"]["modalities"]
+    problems = {problem.partition(": ")[0].rpartition("/")[2]: problem for problem in result["rgb"]["problems"]}
+    return problems, {name: (m["present"], m["unreadable"]) for name, m in result.items()}
 
 
 def test_check(demo, tmp_path, deadly, nothing_left):
@@ -154,9 +154,9 @@ def test_eval_and_embed(run, demo, tmp_path, deadly, nothing_left):
     embed = ("--max-missing", 0.3, "--split", "test")
     assert mbt("embed", copy, "--data", data, "--out", tmp_path / "e.npy", *embed).code == 0
     assert mbt("embed", run.path, "--data", damaged, "--out", tmp_path / "f.npy", *embed).code == 0
-    found, expected = np.load(tmp_path / "e.npy"), np.load(tmp_path / "f.npy")
-    assert np.isnan(found).all(1).tolist() == [True, True] + [False] * 7
-    assert np.array_equal(found, expected, equal_nan=True)
+    result, expected = np.load(tmp_path / "e.npy"), np.load(tmp_path / "f.npy")
+    assert np.isnan(result).all(1).tolist() == [True, True] + [False] * 7
+    assert np.array_equal(result, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("every", [1, pytest.param(None, marks=pytest.mark.slow)])
@@ -202,9 +202,9 @@ def test_pack(demo, tmp_path, deadly, nothing_left, workers):
     assert f"kills.mp4: {KILLED}" in reports[0]["examples"][0]
     assert HUNGRY in reports[0]["examples"][1]
     checked = json.loads(mbt("data", "check", tmp_path / "data-shards", "-m", "rgb,audio", "--json").out)
-    found = checked["splits"]["train"]["modalities"]["rgb"]
-    assert (found["present"], found["unreadable"]) == (25, 2)
-    assert KILLED in found["problems"][0]
+    result = checked["splits"]["train"]["modalities"]["rgb"]
+    assert (result["present"], result["unreadable"]) == (25, 2)
+    assert KILLED in result["problems"][0]
 
 
 @pytest.mark.slow

@@ -25,14 +25,14 @@ def test_tensors_and_arrays_arrive(size: int) -> None:
     }
     one, other = Pipe()
     send(one, message)
-    found = receive(other)
+    result = receive(other)
     for name, value in message.items():
         if isinstance(value, torch.Tensor):
-            assert found[name].dtype == value.dtype
-            assert torch.equal(found[name], value)
-            found[name].zero_()
-    assert np.array_equal(found["array"], message["array"])
-    assert found["text"] == message["text"]
+            assert result[name].dtype == value.dtype
+            assert torch.equal(result[name], value)
+            result[name].zero_()
+    assert np.array_equal(result["array"], message["array"])
+    assert result["text"] == message["text"]
     assert torch.equal(message["turned"], torch.arange(6.0).reshape(2, 3).t())
 
 
