@@ -127,7 +127,7 @@ def _classes(model: MBT) -> list[str]:
 def _metrics(results: Mapping[str, float]) -> str:
     if not results:
         return "No results on a test split are known."
-    rows = [[f"`{key}`", f"{value:.4f}"] for key, value in results.items()]
+    rows = [[f"`{key}`", f"{value:.5g}"] for key, value in results.items()]
     return _table(["metric, test split", "value"], rows) + "\n\n`[NAME]` is what one modality alone reaches."
 
 

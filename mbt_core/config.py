@@ -10,11 +10,12 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
-from mbt_core.schema import Auto, ModalityConfig, StrictModel, validate
+from mbt_core.schema import Auto, ModalityConfig, Scale, StrictModel, validate
 
 TaskKind = Literal["single", "multilabel", "regression"]
 NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+MOST_CLASSES = 10_000_000
 DEFAULT_TASK = "label"
 """The name of the task when only one is configured (`head.classes`)."""
 
@@ -22,13 +23,13 @@ DEFAULT_TASK = "label"
 class BackboneConfig(StrictModel):
     """Geometry of the transformer blocks, where no timm name is given."""
 
-    dim: int = Field(128, gt=0)
+    dim: int = Field(128, gt=0, le=16_384)
     """Width D."""
-    depth: int = Field(4, gt=0)
+    depth: int = Field(4, gt=0, le=256)
     """Number of blocks."""
-    heads: int = Field(4, gt=0)
+    heads: int = Field(4, gt=0, le=1024)
     """Attention heads."""
-    mlp: int | None = Field(None, gt=0)
+    mlp: int | None = Field(None, gt=0, le=131_072)
     """Width of the MLP; 4 x dim if not given."""
     act: Literal["gelu", "gelu_tanh", "relu", "silu", "quick_gelu"] = "gelu"
     """Activation of the MLP; ``gelu_tanh`` is the reference's."""
@@ -40,7 +41,7 @@ class BackboneConfig(StrictModel):
     """Layer norm on queries and keys."""
     layer_scale: float | None = None
     """Initial value of LayerScale; None: none."""
-    registers: int = Field(0, ge=0)
+    registers: int = Field(0, ge=0, le=4096)
     """Register tokens per stream (arXiv 2309.16588)."""
     embed_prefix: bool = True
     """Whether class and register tokens get a position embedding."""
@@ -63,9 +64,9 @@ class FusionConfig(StrictModel):
 
     strategy: str = "bottleneck"
     """Name of the strategy (`mbt plugins list` shows all)."""
-    layer: int = Field(8, ge=0)
+    layer: int = Field(8, ge=0, le=256)
     """First fused layer: 0 is early fusion, the depth is late fusion."""
-    bottlenecks: int = Field(4, gt=0)
+    bottlenecks: int = Field(4, gt=0, le=4096)
     """Number of bottleneck tokens B."""
     bottleneck_init: Literal["normal", "positions"] = "normal"
     """``normal``: N(0, 0.02), the paper; ``positions``: a pre-trained ViT's position embeddings, the reference."""
@@ -85,7 +86,7 @@ class FusionConfig(StrictModel):
 class HeadConfig(StrictModel):
     """Classifiers. Give `classes` (one task) or `tasks` (several)."""
 
-    classes: int | None = Field(None, gt=0)
+    classes: int | None = Field(None, gt=0, le=MOST_CLASSES)
     """Number of classes of the only task; filled from the data in a run."""
     tasks: dict[str, int] | None = None
     """Number of classes of each of several tasks, e.g. ``{verb: 97, noun: 300}``."""
@@ -96,12 +97,15 @@ class HeadConfig(StrictModel):
     logits, the only one for pool ``mean-joint``."""
     shared: bool = True
     """One final norm and classifier for all streams, or one each."""
-    representation: int | None = Field(None, gt=0)
+    representation: int | None = Field(None, gt=0, le=131_072)
     """Width of a tanh layer before the classifier; None: no such layer."""
     task_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a task's loss; 1 if not given."""
     modality_weights: dict[str, NonNegative] = Field(default_factory=dict)
     """Weight of a modality's loss; 1 if not given."""
+    scales: dict[str, Scale] | None = None
+    """Regression task -> mean and deviation of its numbers, by which its loss is measured; predictions are in the
+    numbers' own units. Filled from the data in a run; ``{}``: none."""
     joint: dict[str, list[str]] = Field(default_factory=dict)
     """Metrics of several single tasks together, e.g. ``{action: [verb, noun]}``: right if all are."""
 
@@ -133,14 +137,24 @@ class HeadConfig(StrictModel):
             check_name(name, "model.head.tasks")
             if count < 1:
                 raise ConfigError(f"model.head.tasks.{name}: expected at least 1 class, came {count}")
+            if count > MOST_CLASSES:
+                raise ConfigError(f"model.head.tasks.{name}: expected at most {MOST_CLASSES:,} classes, came {count}")
         names = set(self.outputs) or None
         for key, given in (
             ("task", self.task if isinstance(self.task, dict) else {}),
             ("task_weights", self.task_weights),
+            ("scales", self.scales or {}),
         ):
             for name in given:
                 if names is not None and name not in names:
                     raise ConfigError(f"model.head.{key}: {unknown('task', name, names)}")
+        for name, scale in (self.scales or {}).items():
+            if self.kind_of(name) != "regression":
+                raise ConfigError(f"model.head.scales.{name}: task {name!r} is {self.kind_of(name)!r}, no regression")
+            if names is not None and len(scale.mean) != self.outputs[name]:
+                raise ConfigError(
+                    f"model.head.scales.{name}: {len(scale.mean)} numbers; the task has {self.outputs[name]} outputs"
+                )
         return self
 
     @property
@@ -153,6 +167,10 @@ class HeadConfig(StrictModel):
     def kind_of(self, task: str) -> TaskKind:
         """The kind of a task."""
         return self.task.get(task, "single") if isinstance(self.task, dict) else self.task
+
+    def scale_of(self, task: str) -> Scale | None:
+        """What the numbers of a regression are measured by; None: they are taken as they are, as of other kinds."""
+        return (self.scales or {}).get(task)
 
 
 class ModelConfig(StrictModel):
@@ -303,10 +321,10 @@ class DataConfig(StrictModel):
     """``balanced`` weighs a row by the inverse frequency of its classes."""
     cache: Literal["none", "memory", "disk", "auto"] = "auto"
     """Keep decoded clips; ``auto`` keeps them in memory where they are small. The samples are the same."""
-    workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    workers: Annotated[int, Field(ge=0, le=512)] | Auto = "auto"
     """Reading processes; results do not depend on their number. 0: none, and a file that kills its reader ends the
     command."""
-    timeout: float = Field(60.0, gt=0)
+    timeout: float = Field(60.0, gt=0, le=1e6)
     """Seconds after which decoding one clip fails."""
 
     @model_validator(mode="after")
@@ -420,11 +438,11 @@ class TrainConfig(StrictModel):
 class EvaluateConfig(StrictModel):
     """Evaluation."""
 
-    views: int = Field(1, ge=1)
+    views: int = Field(1, ge=1, le=1000)
     """Windows per clip, spread uniformly over it (the paper: 4)."""
     average: Literal["logits", "probabilities"] = "logits"
     """What is averaged over views."""
-    batch_size: int | None = Field(None, ge=1)
+    batch_size: int | None = Field(None, ge=1, le=1_000_000)
     """Clips per step; the training's if not given."""
 
 

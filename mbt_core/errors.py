@@ -23,7 +23,7 @@ class ConfigError(MBTError, ValueError):
 
 
 class InUseError(ConfigError):
-    """Another process is training in this run folder."""
+    """Another process is training in this run folder, or writing to this file."""
 
 
 class DataError(MBTError, ValueError):

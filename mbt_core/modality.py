@@ -138,6 +138,20 @@ class Modality(ABC):
         """
         return clip.duration_of(self.reads)
 
+    def channels_of(self, names: Sequence[str], count: int) -> Sequence[int] | None:
+        """Which channels of an array it reads, for reports on the data; None: all.
+
+        To be overridden where the configuration chooses some.
+
+        Args:
+            names: of the channels of a .csv or .parquet file; empty of other arrays.
+            count: number of the channels.
+
+        Raises:
+            DataError: for one that there is not.
+        """
+        return None
+
     def without_augmentation(self) -> Self:
         """The same modality with samples that hold nothing drawn: what an exported model takes.
 

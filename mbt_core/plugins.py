@@ -69,7 +69,9 @@ class Registry:
             try:
                 specs = list(implementation.function() or ())
                 names = [getattr(spec, key) for spec in specs]
-            except Exception as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # `sys.exit` in a plugin ends no command
                 _warn(name, error)
                 continue
             for spec_name, spec in zip(names, specs, strict=True):
@@ -163,7 +165,9 @@ def load_object(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except Exception as error:  # a plugin's module may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin's module may raise anything, and call `sys.exit`
         raise MBTError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
@@ -174,7 +178,9 @@ def _warn(name: str, error: BaseException) -> None:
 def _load(entry: EntryPoint, manager: pluggy.PluginManager) -> None:
     try:
         manager.register(entry.load(), entry.name)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         _warn(entry.name, error)
 
 

@@ -12,7 +12,7 @@ from mbt_core.attached import find_attached
 from mbt_core.config import Experiment, check_name
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
-from mbt_core.remote import address, is_there
+from mbt_core.remote import address, ask_for, is_there, require_asked
 from mbt_core.schema import validate
 from mbt_core.settings import apply_sets, merge, read_yaml
 
@@ -113,12 +113,27 @@ def assemble(
     if data is not None:
         tree = apply_sets(tree, ["data.dataset=null"])
         tree["data"]["path"] = address(data)
+        ask_for(data)
     tree = apply_sets(tree, [f"{key}={value}" for key, value in overrides if value is not None])
     tree = apply_sets(tree, sets)
+    _check_asked(tree, chosen)
     for name in tree["modalities"] if isinstance(tree["modalities"], dict) else ():
         if name not in instances:
             raise ConfigError(f"--set modalities.{name}: {unknown('modality', name, instances)}; see --modalities")
     return validate(Experiment, tree), chosen
+
+
+def _check_asked(tree: dict[str, Any], recipe: Recipe) -> None:
+    """Raises `ConfigError` for data on another machine that a file names, and not the user or an installed recipe."""
+    named, final = ({} if not isinstance(data, dict) else data for data in (recipe.tree.get("data"), tree.get("data")))
+    for key in ("path", "root"):
+        place = final.get(key)
+        if not isinstance(place, str):
+            continue
+        if named.get(key) == place and recipe.name not in registry().recipes:
+            require_asked(place, f"{recipe.name}: data.{key}")
+        else:
+            ask_for(place)
 
 
 def _offered(recipe: Recipe) -> dict[str, dict[str, Any]]:

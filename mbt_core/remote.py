@@ -10,12 +10,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mbt_core.errors import ConfigError, DataError
+from mbt_core.errors import ConfigError, DataError, MBTError
+from mbt_core.files import write_atomically
 
 PAUSES = (0.5, 2.0)
 """Seconds to wait before a failed request is made again."""
@@ -31,6 +33,8 @@ VERSION_KEYS = ("size", "ETag", "etag", "mtime", "LastModified", "Last-Modified"
 """What file systems call that which changes with a file's content."""
 # `Path` makes one slash of two; a single letter is a drive
 URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+SHARE = re.compile(r"[\\/]{2}[^\\/]")
+"""What the path of a network share begins with."""
 Found = TypeVar("Found")
 
 
@@ -87,6 +91,56 @@ def url_of(path: str) -> str | None:
 @lru_cache
 def _root(cache: str) -> str:
     return os.path.realpath(os.path.join(cache, "remote"))
+
+
+_asked: set[str] = set()
+"""Addresses that the user of this process has named."""
+
+
+def ask_for(path: str | Path, lasting: bool = False) -> None:
+    """Notes that the user has named `path`: if it is on another machine, `require_asked` lets it be read.
+
+    Args:
+        path: of data.
+        lasting: by later processes too, as what was trained on here may be. It is noted in `cache_folder`.
+    """
+    place = _elsewhere(path)
+    if place is None:
+        return
+    _asked.add(place)
+    if lasting:
+        with suppress(MBTError):  # where it cannot be noted it is to be named again
+            write_atomically(_note(place), lambda file: file.write_text(place, encoding="utf-8"))
+
+
+def require_asked(path: str | Path, setting: str) -> None:
+    """Raises `ConfigError` for what is on another machine unless the user has named it, now or in a training here.
+
+    A configuration that somebody else has written must not have this machine contact hosts of its choice.
+    """
+    place = _elsewhere(path)
+    if place is not None and place not in _asked and not _note(place).exists():
+        raise ConfigError(
+            f"{setting}: {place} is on another machine, and nothing was trained on it here: it is only read if you "
+            f"name it, by --data {place}"
+        )
+
+
+def _elsewhere(path: str | Path) -> str | None:
+    """The address of what is on another machine (also of the copy of it, and ``//HOST/SHARE``); None: it is here."""
+    if SHARE.match(str(path)):
+        return str(path)
+    try:
+        place = address(path)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        return None  # no path at all
+    return place if is_url(place) else None
+
+
+def _note(place: str) -> Path:
+    return cache_folder() / "asked" / blake2b(place.encode(), digest_size=16).hexdigest()
 
 
 class RemoteFile:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from mbt_core.config import DEFAULT_TASK, Experiment
-from mbt_core.data.check import fit_modalities
+from mbt_core.data.check import channel_notes, fit_modalities
 from mbt_core.data.labels import are_measures, as_regression
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import MIN_HELD_OUT, TEST, TRAIN, VAL
@@ -47,6 +49,10 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
         one = list(manifest.outputs) == [DEFAULT_TASK]
         head |= {"classes": manifest.outputs[DEFAULT_TASK]} if one else {"tasks": manifest.outputs}
         head["task"] = manifest.kinds[DEFAULT_TASK] if one else manifest.kinds
+    if experiment.model.head.scales is None:
+        rows, labels = manifest.usable(TRAIN), manifest.labels
+        numbers = [task for task, kind in manifest.kinds.items() if kind == "regression"]
+        head["scales"] = {task: labels[task].scale(rows) for task in numbers} or None
     if experiment.data.path is not None:  # else the data set tells it wherever it is used
         tree["data"]["path"] = address(manifest.path)
     return validate(Experiment, tree)
@@ -70,7 +76,8 @@ def check_tasks(experiment: Experiment, manifest: Manifest) -> None:
 
 
 def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
-    """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes."""
+    """What may not be meant, a line each: rows that are not used, nothing held out, one class, numbers as classes,
+    numbers that differ by less than floats tell; and which columns of tables are read."""
     others = [repr(split) for split in manifest.splits if split not in (TRAIN, VAL, TEST)]
     unused = f"rows of other splits ({', '.join(others)}) are not used; those of {TRAIN}, {VAL} and {TEST} are"
     found = [unused] if others else []
@@ -83,12 +90,25 @@ def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
     for task, names in manifest.classes.items():
         if manifest.kinds[task] == "single" and len(names) == 1:
             found.append(f"task {task!r} has one class, {names[0]!r}: there is nothing to tell apart")
+        if manifest.kinds[task] == "regression" and manifest.labels[task].constant(manifest.rows(TRAIN)):
+            found.append(f"task {task!r}: all labels of the train split are the same: there is nothing to tell apart")
         if manifest.kinds[task] == "single" and are_measures(names):
             found.append(
                 f"task {task!r}: {len(names)} classes that are numbers, e.g. {names[0]!r}; to predict numbers, set "
                 + as_regression(task)
             )
-    return found
+    for task, scale in (experiment.model.head.scales or {}).items():
+        largest = np.abs(scale.mean) + np.array(scale.std)
+        coarse = np.array(scale.std) < 100 * np.spacing(largest.astype(np.float32))
+        if coarse.any():
+            number = int(coarse.argmax())
+            found.append(
+                f"task {task!r}: its numbers vary by {scale.std[number]:.3g} around {scale.mean[number]:.6g}, and "
+                "floats of 32 bits tell no finer there; subtract a constant from them"
+            )
+    return found + channel_notes(
+        manifest, make_modalities(experiment), experiment.data.timeout, experiment.data.workers
+    )
 
 
 def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:

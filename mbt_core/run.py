@@ -24,12 +24,22 @@ from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.data.source import choose_split, open_manifest, other_data, require_train, split_or_all
+from mbt_core.data.source import (
+    ask_for_data,
+    choose_split,
+    media_paths,
+    open_manifest,
+    other_data,
+    require_train,
+    split_or_all,
+)
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
+from mbt_core.evaluate.subsets import Rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
 from mbt_core.files import write_atomically
 from mbt_core.hub import upload
@@ -47,7 +57,7 @@ from mbt_core.training.memory import explain_memory, largest_batch
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
 from mbt_core.training.sharding import whole_model
-from mbt_core.training.state import FILE, read_progress
+from mbt_core.training.state import FILE, check_state, read_progress
 
 
 class Run:
@@ -111,6 +121,7 @@ class Run:
         progress: Callable[[int, int], None] | None = None,
         written: Callable[[Path], None] | None = None,
         max_missing: float | None = None,
+        rows: Rows = "common",
     ) -> tuple[str, dict[Subset, Evaluation]]:
         """Evaluates on a split, and writes ``predictions.parquet`` if all modalities are evaluated.
 
@@ -126,9 +137,10 @@ class Run:
             progress: called with (examples done, examples in all).
             written: called with the folder that has ``predictions.parquet`` now.
             max_missing: share of files that may be missing or unreadable; the run's ``data.max_missing`` by default.
+            rows: of which the report compares subsets; see `mbt_core.evaluate.subsets.on_rows`.
 
         Returns:
-            The split, and subset -> evaluation.
+            The split, and subset -> evaluation, of each one's own rows.
         """
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         config = self.experiment.data if data is None else other_data(self.experiment.data, data)
@@ -140,7 +152,7 @@ class Run:
         whole = found.get(tuple(model.modalities))
         if whole is not None:
             other = None if data is None else manifest.path
-            about = About.of(other, views or self.experiment.evaluate.views, found)
+            about = About.of(other, views or self.experiment.evaluate.views, found, rows)
             try:
                 folder = evaluation_folder(self.path, manifest, split, other)
                 write_predictions(folder, whole, manifest, split, about)
@@ -160,7 +172,12 @@ class Run:
     ) -> list[FilePrediction]:
         """Classifies media files with whatever modalities each has; a bad file yields its error.
 
-        Args: see `mbt_core.evaluate.predict.predict_files`.
+        Args:
+            files: the path of a file or folder, or several.
+            top, every, device, fps: see `mbt_core.evaluate.predict.predict_files`.
+
+        Raises:
+            ConfigError: for anything but paths.
         """
         return list(self.predict_stream(files, top, every, device, fps=fps))
 
@@ -174,7 +191,7 @@ class Run:
         fps: float | None = None,
     ) -> Iterator[FilePrediction]:
         """As `predict`, batch by batch as they come; leaves out each (file, start of a window or None) `answered`."""
-        paths = map(Path, [files] if isinstance(files, (str, Path)) else files)
+        paths = media_paths(files)
         fabric = Hardware(device).fabric(self.experiment.train.precision)
         return predict_files(
             self.model, paths, self.experiment, top=top, every=every, fabric=fabric, answered=answered, fps=fps
@@ -254,6 +271,7 @@ def train(
     command: str = "mbt_core.train",
     show_init: Callable[[InitReport], None] | None = None,
     choose_cache: Callable[..., Cache | None] = Cache.choose,
+    accept_changed_data: bool = False,
 ) -> Run:
     """Trains, keeps the best weights, evaluates them on the test split.
 
@@ -266,11 +284,12 @@ def train(
         command: noted in the run folder.
         show_init: called with what each part of the model starts from.
         choose_cache: in place of `Cache.choose`, for several runs that share their decoded clips.
+        accept_changed_data: go on with a run though its data are not those that it was trained on so far.
 
     Raises:
         ConfigError: before any work, for a wrong configuration or a folder in use (`InUseError`: at this moment).
         DataError: for data that cannot be used.
-        Interrupted: after Ctrl-C or SIGTERM; the state is saved.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the state is saved.
     """
     folder = RunFolder(out) if out is not None else RunFolder.named(Path("runs"), "train")
     claim = ExitStack()
@@ -291,12 +310,18 @@ def train(
             if refused is not None:
                 raise refused
             folder, fresh = team.share(lambda: (folder, fresh))
+            if fresh:
+                ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
-            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team)
+            earlier = None if fresh or accept_changed_data else folder
+            experiment, manifest, losses = _prepare(experiment, classes or None, fresh, team, earlier)
 
             def start() -> None:
+                ask_for_data(experiment.data, lasting=True)
                 if fresh:
-                    folder.start(experiment, command, asked, manifest.digest())
+                    folder.start(experiment, command, asked, manifest)
+                elif accept_changed_data and folder.changes(manifest):
+                    folder.accept(manifest)
 
             every = [*listeners, *loggers] if team.is_first else []
             with explain_memory(experiment.train):
@@ -310,11 +335,11 @@ def train(
 
 
 def _prepare(
-    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team
+    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
 ) -> tuple[Experiment, Manifest, dict[str, Losses]]:
     """The resolved experiment, its data, and what is missing of each split: found by the first process for all.
 
-    `classes`: those of a run that goes on; None: the manifest's.
+    `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
     """
     manifest: Manifest | None = None
     size = experiment.train.batch_size
@@ -328,6 +353,8 @@ def _prepare(
         require_train(manifest)
         if not fresh:  # else `resolve` does it
             check_tasks(experiment, manifest)
+        if earlier is not None and (changes := earlier.changes(manifest)):
+            raise ConfigError(_changed_data(earlier.path, manifest.path, changes))
         used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
         if TEST in used:  # before training, not after it
             manifest.require_labels(TEST)
@@ -340,8 +367,20 @@ def _prepare(
 
     resolved, losses, known = team.share(find)
     if manifest is None:
+        ask_for_data(resolved.data)  # or the first process would have refused them
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
     return resolved, manifest, losses
+
+
+def _changed_data(run: Path, data: Path, changes: Sequence[str]) -> str:
+    moved = ""
+    if all(change.startswith("files of") for change in changes):
+        moved = " (if the files are the same and only lie elsewhere, that is fine)"
+    return (
+        f"{run}: {data} is not what it was when the run began; what has changed: {', '.join(changes)}. Put it back, "
+        f"start another run from these weights (--set model.pretrained={run}), or go on with what there is now{moved}: "
+        f"mbt train --resume {run} --accept-changed-data"
+    )
 
 
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
@@ -365,7 +404,9 @@ def _train(
     """`start` makes the run's folder, when nothing that was configured can be found wrong any more."""
     config = experiment.train
     torch.manual_seed(config.seed)
+    check_state(folder.state, experiment.mbt_config())
     model, report = build_with_report(experiment.mbt_config())
+    rows_at_once(model, 1, experiment.evaluate.views)  # what the end could not do is told now
     if show_init is not None and team.is_first:
         show_init(report)
     model.classes = dict(manifest.classes)
@@ -417,8 +458,9 @@ def _train(
         trainer.resume()
     if layer is not None:  # of the weights that are there now
         lower = keep_lower(experiment, model, manifest, layer, team, listener.message, listener.decoded)
-    if team.is_first and not goes_on:
+    if team.is_first:
         start()
+    if team.is_first and not goes_on:
         for text in doubts(experiment, manifest):
             listener.message(text)
     listener.run_start(folder.path, experiment.model_dump(mode="json"), trainer.progress.step, plan.steps)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     ValidationInfo,
@@ -19,7 +21,13 @@ from pydantic import (
 from mbt_core.errors import ConfigError, nearest
 
 Auto = Literal["auto"]
-Sides = PositiveInt | tuple[PositiveInt, PositiveInt]
+Side = Annotated[PositiveInt, Field(le=8192)]
+Sides = Side | tuple[Side, Side]
+Count = Annotated[PositiveInt, Field(le=1_000_000)]
+"""Of frames, samples of a patch and the like: what nobody needs is refused before memory is taken for it."""
+Seconds = Annotated[PositiveFloat, Field(le=1e7)]
+LARGEST_SAMPLE = 1 << 28
+"""Most numbers that a sample may have."""
 ModelT = TypeVar("ModelT", bound="StrictModel")
 
 
@@ -45,12 +53,29 @@ class ModalityConfig(StrictModel):
     attached: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold paths of files without which a model is nothing (a vocabulary): folders of runs
     and models hold copies of them. Such a field is a path as a string, or None."""
+    of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std")
+    """Names of the fields that only the preprocessor needs: a model for preprocessed inputs is made without them."""
     kind: str
     """The kind of modality; the key's own name if not given."""
 
     def auto_fields(self) -> list[str]:
         """Names of the fields still at ``"auto"``."""
         return [name for name in type(self).model_fields if getattr(self, name) == "auto"]
+
+
+class Scale(StrictModel):
+    """What the numbers of a label are measured by: less `mean`, divided by `std`, each by its own."""
+
+    mean: list[float]
+    """Of each number over the training split."""
+    std: list[PositiveFloat]
+    """Standard deviation of each number over the training split; 1 for one that does not vary."""
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} numbers in mean, but {len(self.std)} in std")
+        return self
 
 
 class PictureConfig(ModalityConfig):
@@ -60,7 +85,7 @@ class PictureConfig(ModalityConfig):
     """Height and width of the input, a number or [height, width]."""
     patch: Sides = 16
     """Height and width of a patch, a number or [height, width]."""
-    short_side: PositiveInt | None = None
+    short_side: Side | None = None
     """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
 
     @model_validator(mode="after")
@@ -84,6 +109,12 @@ class PictureConfig(ModalityConfig):
     def scaled_side(self) -> int:
         """Length of a scaled picture's shorter side."""
         return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
+
+
+def check_sample(numbers: float, settings: str) -> None:
+    """For validators of a kind: raises `ValueError` if `settings` make samples of too many numbers."""
+    if numbers > LARGEST_SAMPLE:
+        raise ValueError(f"{settings} make samples of {numbers:,.0f} numbers, expected at most {LARGEST_SAMPLE:,}")
 
 
 def _both(side: Sides) -> tuple[int, int]:

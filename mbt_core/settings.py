@@ -9,10 +9,13 @@ from typing import Any
 import yaml
 
 from mbt_core.errors import ConfigError
+from mbt_core.files import open_regular
 from mbt_core.schema import StrictModel
 
 LARGEST = 100_000
 """Most values in a document, those of an alias counted wherever it stands."""
+LARGEST_FILE = 1 << 24
+"""Bytes of a YAML file."""
 
 
 def load_yaml(text: str) -> Any:
@@ -51,7 +54,8 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping. Raises `ConfigError` naming the line."""
     try:
-        tree = load_yaml(path.read_text(encoding="utf-8"))
+        with open_regular(path, LARGEST_FILE) as file:
+            tree = load_yaml(file.read().decode())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:

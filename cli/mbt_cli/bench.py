@@ -99,7 +99,7 @@ def experiment_of(modalities: str | None, recipe: str | None, sets: Sequence[str
     from mbt_core.settings import apply_sets
 
     if recipe is not None:
-        return assemble(modalities, recipe, None, sets)[0]
+        return assemble(modalities, recipe, None, [*sets, "data.path=null", "data.root=null"])[0]  # no data are read
     instances = parse_instances(modalities or ",".join(PAPER))
     tree = {"modalities": {name: {"kind": kind, **PAPER.get(kind, {})} for name, kind in instances.items()}}
     return validate(Experiment, apply_sets(tree, sets))

@@ -206,17 +206,21 @@ def default_modalities(data: str) -> str | None:
 
 def _show(report: dict[str, Any]) -> None:
     states = ("present", "absent", "missing", "unreadable")
+    from mbt_core.data.channels import channel_lines
+
     rows, untold = [], 0
     problems: dict[str, None] = {}
+    channels: dict[str, None] = {}
     for split, found in report["splits"].items():
         for number, (name, m) in enumerate(found["modalities"].items()):
             head = [split, str(found["rows"])] if number == 0 else ["", ""]
             rows.append([*head, name, *(str(m[key]) for key in states), *_media(m)])
             problems |= dict.fromkeys(m["problems"])
+            channels |= dict.fromkeys(channel_lines(name, m))
             untold += m["missing"] + m["unreadable"] - len(m["problems"])
     show(table(["split", "rows", "modality", *states, "seconds", "sizes", "rates"], rows))
-    for problem in problems:
-        note(problem)
+    for line in (*channels, *problems):
+        note(line)
     if untold > 0:
         note("... and more: of each split and modality the first are shown")
     for task, count in report["classes"].items():

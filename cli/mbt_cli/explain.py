@@ -39,6 +39,7 @@ def explain(
     from mbt_core.explain.explain import explain_files
     from mbt_core.explain.page import write_page
     from mbt_core.explain.rollout import METHODS
+    from mbt_core.files import only_writer
     from mbt_core.run import Hardware, load
 
     if method not in METHODS:
@@ -48,27 +49,28 @@ def explain(
     _check(out)
     opened = load(run)
     found = []
-    for e in explain_files(
-        opened.model,
-        files,
-        opened.experiment,
-        device=Hardware(device).fabric("32").device,
-        method=method,
-        task=task,
-        label=label,
-        top=top,
-        fps=fps,
-    ):
-        found.append(e)
-        if e.prediction.error is not None:
-            note(f"{e.prediction.file}: {e.prediction.error}")
-            continue
-        show(f"{e.prediction.file}  ({' + '.join(e.prediction.modalities)})")
-        columns = list(e.views[0].shares)
-        rows = [[v.name or "all together", *(f"{share:.1%}" for share in v.shares.values())] for v in e.views]
-        show(table(["prediction", *columns], rows))
-    write_page(out, found, str(run), method)
-    show(f"wrote {out}")
+    with only_writer(out):
+        for e in explain_files(
+            opened.model,
+            files,
+            opened.experiment,
+            device=Hardware(device).fabric("32").device,
+            method=method,
+            task=task,
+            label=label,
+            top=top,
+            fps=fps,
+        ):
+            found.append(e)
+            if e.prediction.error is not None:
+                note(f"{e.prediction.file}: {e.prediction.error}")
+                continue
+            show(f"{e.prediction.file}  ({' + '.join(e.prediction.modalities)})")
+            columns = list(e.views[0].shares)
+            rows = [[v.name or "all together", *(f"{share:.1%}" for share in v.shares.values())] for v in e.views]
+            show(table(["prediction", *columns], rows))
+        write_page(out, found, str(run), method)
+        show(f"wrote {out}")
     failed = sum(e.prediction.error is not None for e in found)
     if failed:
         fail(f"{failed} of {len(found)} could not be explained", 1)

@@ -23,6 +23,19 @@ DataOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="KEY.PATH=VALUE of any setting; may be repeated.", show_default=False)
 ]
+TuneOption = Annotated[
+    str | None, typer.Option(help="all, fused (from the fusion layer on) or head.", show_default=False)
+]
+CacheLowerOption = Annotated[
+    bool, typer.Option("--cache-lower", help="With --tune: compute the frozen layers once, keep them on disk.")
+]
+ResumeOption = Annotated[
+    Path | None,
+    typer.Option(help="Run folder to go on with; with the same --out: if it is there.", show_default=False),
+]
+AcceptChangedDataOption = Annotated[
+    bool, typer.Option("--accept-changed-data", help="With --resume: go on though the data have changed.")
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 MaxMissingOption = Annotated[
     float | None,

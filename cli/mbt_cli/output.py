@@ -61,14 +61,22 @@ def show(*renderables: Any) -> None:
         console.print(renderable, soft_wrap=isinstance(renderable, str))
 
 
-def metrics_table(metrics: Mapping[str, float], modalities: Sequence[str]) -> Table:
-    """One row a metric, one column for the fused result and each of several modalities."""
+def metrics_table(
+    metrics: Mapping[str, float], modalities: Sequence[str], examples: Mapping[str, int] | None = None
+) -> Table:
+    """One row a metric, one column for the fused result and each of several modalities.
+
+    `examples`: of how many rows a column is, by modality, ``""`` for the fused result; above the metrics.
+    """
+    from mbt_core.evaluate.metrics import as_text
+
     names = list(dict.fromkeys(name.partition("[")[0] for name in metrics))
     several = modalities if len(modalities) > 1 else ()
     sources = [m for m in several if any(f"{name}[{m}]" in metrics for name in names)]
 
     def cell(key: str) -> str:
-        return f"{metrics[key]:.4f}" if key in metrics else ""
+        return as_text(key, metrics[key]) if key in metrics else ""
 
-    rows = [[name, cell(name), *(cell(f"{name}[{m}]") for m in sources)] for name in names]
+    rows = [] if examples is None else [["examples", *(str(examples[m]) for m in ("", *sources))]]
+    rows += [[name, cell(name), *(cell(f"{name}[{m}]") for m in sources)] for name in names]
     return table(["metric", "fused" if several else modalities[0], *sources], rows)

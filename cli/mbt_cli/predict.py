@@ -112,7 +112,7 @@ def _show(prediction: FilePrediction, head: HeadConfig) -> None:
     show(f"{prediction.file}{place}  ({' + '.join(prediction.modalities)})")
     for task, best in prediction.top.items():
         if head.kind_of(task) == "regression":
-            show(table([task, "value"], [[label, f"{value:.4g}"] for label, value in best]))
+            show(table([task, "value"], [[label, f"{value:.6g}"] for label, value in best]))
             continue
         made = table([task, "score", ""], [[label, f"{p:.3f}", "█" * round(20 * p) or "▏"] for label, p in best])
         made.columns[2].justify = "left"

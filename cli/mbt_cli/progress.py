@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mbt_core.evaluate.metrics import as_text
 from mbt_core.training.events import Listener
 
 
@@ -61,7 +62,7 @@ class Progress(Listener):
             self.console.print(f"step {step}/{self.steps}  {text}")
 
     def epoch(self, step: int, metrics: Mapping[str, float]) -> None:
-        shown = [f"{name} {value:.4f}" for name, value in metrics.items() if "[" not in name]
+        shown = [f"{name} {as_text(name, value)}" for name, value in metrics.items() if "[" not in name]
         self.console.print(f"step {step}  val: {'  '.join(shown)}")
 
     def message(self, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +28,8 @@ def serve(
 ) -> None:
     """Classify uploaded files over HTTP: POST /predict with a part `file`; GET / and /health."""
     try:
-        import uvicorn
-
-        from mbt_core.serve.app import Limits, Service, make_app
+        from mbt_core.serve.app import Limits, Service
+        from mbt_core.serve.connections import Room, Server, free_files
     except ImportError as error:
         if error.name not in ("uvicorn", "fastapi", "python_multipart"):
             raise
@@ -44,8 +44,12 @@ def serve(
         fail(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host", 2)
     limits = Limits(max_bytes, max_seconds, timeout, readers=readers)
     with listener, Service(load(run), limits, device) as service:
-        server = uvicorn.Server(uvicorn.Config(make_app(service), timeout_graceful_shutdown=round(timeout) + 5))
+        room = Room.within(free_files(), limits.waiting)
+        service.limits = replace(limits, waiting=room.requests)
+        server = Server(service, room.connections, grace=round(timeout) + 5)
         for number in (signal.SIGINT, signal.SIGTERM):  # the server ends at them, and raises them again at its end
             signal.signal(number, lambda *_: None)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, server.handle_exit)
         note(f"{run} at http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}; Ctrl-C ends it")
         server.run(sockets=[listener])

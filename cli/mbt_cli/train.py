@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mbt_cli.options import DataOption, DeviceOption, ModalitiesOption, QuietOption, RecipeOption, SetOption
+from mbt_cli.options import (
+    AcceptChangedDataOption,
+    CacheLowerOption,
+    DataOption,
+    DeviceOption,
+    ModalitiesOption,
+    QuietOption,
+    RecipeOption,
+    ResumeOption,
+    SetOption,
+    TuneOption,
+)
 from mbt_cli.output import fail, metrics_table, note, show, table
 from mbt_cli.report import leave_report
 
@@ -29,22 +41,16 @@ def train(
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty. Default: runs/NAME.", show_default=False)
     ] = None,
-    resume: Annotated[
-        Path | None,
-        typer.Option(help="Run folder to go on with; with the same --out: if it is there.", show_default=False),
-    ] = None,
+    resume: ResumeOption = None,
     device: DeviceOption = "auto",
     devices: Annotated[int, typer.Option(help="Devices per machine (torchrun and srun say it).", min=1)] = 1,
     nodes: Annotated[int, typer.Option(help="Machines (torchrun and srun say it).", min=1)] = 1,
     parallel: Annotated[str, typer.Option(help="ddp or fsdp.")] = "ddp",
     precision: Annotated[str | None, typer.Option(help="32 or bf16.", show_default=False)] = None,
     show_init: Annotated[bool, typer.Option(help="Show what each part of the model starts from.")] = False,
-    tune: Annotated[
-        str | None, typer.Option(help="all, fused (from the fusion layer on) or head.", show_default=False)
-    ] = None,
-    cache_lower: Annotated[
-        bool, typer.Option("--cache-lower", help="With --tune: compute the frozen layers once, keep them on disk.")
-    ] = False,
+    tune: TuneOption = None,
+    cache_lower: CacheLowerOption = False,
+    accept_changed_data: AcceptChangedDataOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model on your media files or a benchmark.
@@ -53,17 +59,22 @@ def train(
     """
     from mbt_core.errors import ConfigError
     from mbt_core.recipes import assemble
+    from mbt_core.remote import ask_for
     from mbt_core.training.folder import RunFolder, command_line
     from mbt_core.training.launch import place
 
     if parallel not in ("ddp", "fsdp"):
         raise ConfigError(f"--parallel {parallel}: expected ddp or fsdp")
+    if accept_changed_data and resume is None:
+        raise ConfigError("--accept-changed-data is for a run that goes on; give --resume RUN")
     first = place().rank == 0  # the others of several processes stay silent
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, not in C++ frames
     settings = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets, "--tune": tune}
     folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--cache-lower": cache_lower})
     if folder is not None and goes_on:
         experiment = folder.experiment()
+        if data is not None:  # with --out: what is configured counts, but the user has named this
+            ask_for(data)
     else:
         flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
         experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
@@ -89,6 +100,7 @@ def train(
             listeners=[progress] if first and not quiet else [],
             command=command_line(),
             show_init=_show_init if show_init else None,
+            accept_changed_data=accept_changed_data,
         )
     except Interrupted as stop:
         if not first:
@@ -110,8 +122,14 @@ def _announce(recipe: str, experiment: Experiment) -> None:
 
 def _leave(run: Run, quiet: bool, report: bool) -> None:
     """Shows the results; with the page, unless an earlier command has written it."""
+    from mbt_core.errors import DataError
+    from mbt_core.evaluate.table import read_predictions
+
     if run.results:
-        show(f"test split, {run.path}", metrics_table(run.results, list(run.experiment.modalities)))
+        examples = None
+        with suppress(DataError):  # of a run that ended long ago its predictions may be gone
+            examples = read_predictions(run.path, run.experiment.model.head).found.examples
+        show(f"test split, {run.path}", metrics_table(run.results, list(run.experiment.modalities), examples))
     else:
         show(f"no test split; the model is in {run.path}")
     if report:

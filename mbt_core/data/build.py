@@ -15,7 +15,7 @@ import pyarrow.parquet
 from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import write_atomically
+from mbt_core.files import only_writer, write_atomically
 from mbt_core.hookspecs import BuiltData
 from mbt_core.plugins import load_object, registry
 
@@ -60,7 +60,7 @@ def build_manifest(
         seed: of what is drawn.
 
     Raises:
-        ConfigError: for an unknown data set or format.
+        ConfigError: for an unknown data set or format, or a manifest that another process is writing.
         DataError: for annotation files that are not as expected, or that say different things of one id.
     """
     known = {n: provided.spec for n, provided in registry().datasets.items() if provided.spec.build}
@@ -68,7 +68,13 @@ def build_manifest(
         raise ConfigError(unknown("data set to build", name, known))
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: expected a file ending in {', '.join(SUFFIXES)}")
-    built = _without_duplicates(load_object(known[name].build)(annotations, media, subset, seed), annotations)
+    with only_writer(out):
+        built = _without_duplicates(load_object(known[name].build)(annotations, media, subset, seed), annotations)
+        return _write_built(built, media, out)
+
+
+def _write_built(built: BuiltData, media: Path, out: Path) -> BuildReport:
+    """Writes the manifest and what lies beside it; see `build_manifest`."""
     base = Path(os.path.abspath(media))
     folder = Path(os.path.abspath(out.parent))
     prefix = f"{base.relative_to(folder)}{os.sep}" if base.is_relative_to(folder) else f"{base}{os.sep}"

@@ -29,7 +29,7 @@ from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
 from mbt_core.remote import cache_folder
 
-VERSION = 1
+VERSION = 2
 """Of what lies on disk; files of another version are not used."""
 AUTO_BYTES = 1_500_000_000
 AUTO_SHARE = 0.25

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 
+from mbt_core.data.channels import Channels, ChannelTally, channel_lines
 from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.readers import Each, Pool, Turn, Work, patience_for
@@ -25,6 +27,8 @@ from mbt_core.schema import ModalityConfig
 FIT_CLIPS = 64
 CHUNK = 16
 """Files that a process looks at between two answers."""
+CHANNEL_CLIPS = 16
+"""Clips of each modality whose channels a training looks at before it starts."""
 BEGINNING = 0.1
 """Seconds of sound that `check` reads."""
 SHOWN = 5
@@ -44,6 +48,7 @@ class _Found:
     size: tuple[int, ...] | None = None
     frame_rate: float | None = None
     sample_rate: int | None = None
+    channels: Channels = field(default_factory=Channels)
 
 
 @dataclass
@@ -56,9 +61,11 @@ class _Tally:
     frame_rates: Counter[str] = field(default_factory=Counter)
     sample_rates: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
+    channels: ChannelTally = field(default_factory=ChannelTally)
 
     def add(self, found: _Found) -> None:
         self.states[found.state] += 1
+        self.channels.add(found.channels)
         if found.problem and len(self.problems) < SHOWN:
             self.problems.append(found.problem)
         if found.seconds is not None:
@@ -82,6 +89,7 @@ class _Tally:
             "frame_rates": dict(self.frame_rates.most_common(SHOWN)),
             "sample_rates": dict(self.sample_rates.most_common(SHOWN)),
             "problems": self.problems,
+            **self.channels.report(),
         }
 
 
@@ -109,7 +117,7 @@ def check(
         "classes": {TASK: number}}``. REPORT counts "present", "missing", "unreadable" and "absent" (an empty cell, or a
         file without such a stream), which add up to "checked", and has "seconds" ("min", "median", "max"; or None),
         the commonest "sizes" ("WIDTHxHEIGHT", for arrays "CHANNELSxSAMPLES"), "frame_rates" and "sample_rates" with
-        their counts, and the first "problems".
+        their counts, the first "problems", and of arrays "channels" and "doubts" (`ChannelTally.report`).
     """
     reads = {name: kind for name, kind in manifest.reads.items() if modalities is None or name in modalities}
     chosen = {split: _spread(rows, limit) for split, rows in manifest.splits.items()}
@@ -118,7 +126,7 @@ def check(
     each: Each[Any, Any, Any] = Each(partial(_look, manifest, reads, timeout), partial(_lost, manifest, reads))
     pool = Pool(each, _processes(workers), patience_for(timeout))
     for split, rows in chosen.items():
-        tallies = {name: _Tally() for name in reads}
+        tallies = {name: _Tally(channels=ChannelTally((modalities or {}).get(name))) for name in reads}
         for found in pool.map(manifest.alike(rows), CHUNK):
             for of_row in found:
                 for name, tally in tallies.items():
@@ -195,7 +203,7 @@ def _describe(clip: Clip, reads: str) -> _Found:
         elif reads == "waveform":
             found.sample_rate = clip.sample_rate
         elif reads == "array":
-            found.size = clip.shape
+            found.size, found.channels = clip.shape, Channels.of(clip)
     except (DataError, OSError) as error:
         return _Found("unreadable", str(error))
     return found
@@ -247,6 +255,30 @@ def _may_have(manifest: Manifest, modality: Modality, timeout: float, index: int
             return _opened(manifest.row(index), modality, timeout, stack) is not None
         except (DataError, OSError):
             return True  # counted where it is read
+
+
+def channel_notes(
+    manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0, workers: Workers = "auto"
+) -> list[str]:
+    """What some files of the train split offer to modalities that read arrays, and what looks wrong, a line each."""
+    lines = []
+    rows = np.random.default_rng(0).permutation(manifest.splits.get(TRAIN, np.zeros(0, np.int64))).tolist()
+    for name, modality in modalities.items():
+        if modality.reads == Reads.ARRAY:
+            [report] = _pool(partial(_channels, manifest, modality, timeout), manifest, timeout, workers).run([rows])
+            lines += channel_lines(name, report)
+    return lines
+
+
+def _channels(manifest: Manifest, modality: Modality, timeout: float, rows: Sequence[int], turn: Turn) -> Any:
+    """The report on the channels of the first `CHANNEL_CLIPS` clips."""
+    tally = ChannelTally(modality)
+    with ExitStack() as stack:
+        for clip, _ in islice(_sample(manifest, modality, timeout, stack, rows, turn), CHANNEL_CLIPS):
+            with suppress(DataError, OSError):  # counted where it is read
+                tally.add(Channels.of(clip))
+            clip.close()
+    return tally.report()
 
 
 def fit_modalities(

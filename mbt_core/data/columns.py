@@ -122,7 +122,6 @@ def check_ids(columns: Columns, start: np.ndarray, path: Path, found: Sequence[s
     if ids is None:
         raise DataError(
             f"{path}: no column 'id', a name of its own for each row.{hint} Columns found: {_listed(found)}"
-            + ("; columns are parted by commas" if len(found) == 1 and ";" in found[0] else "")
         )
     empty = pc.equal(ids, "")
     if pc.any(empty).as_py():
@@ -156,9 +155,10 @@ def find_sources(name: str, reads: str, columns: Columns, path: Path, found: Seq
         return SourceColumns(own_path, own, f"{name}.path")
     column = next((c for c in (name, f"{name}.path", "path") if c in columns), None)
     if column is None:
+        hint = nearest(name, found) or nearest("path", found)
         raise DataError(
             f"{path}: nothing for modality {name!r}: expected a column {name!r} (its own files) or 'path' (files that "
-            f"modalities share).{nearest(name, found)} Columns found: {_listed(found)}"
+            f"modalities share).{hint} Columns found: {_listed(found)}"
         )
     return SourceColumns(columns[column], None, column)
 
@@ -180,6 +180,7 @@ def refuse_file_names(name: str, texts: pa.LargeStringArray, root: Path, path: P
 
 def _listed(found: Sequence[str]) -> str:
     more = f", ... ({len(found)} in all)" if len(found) > 30 else ""
+    more += "; columns are parted by commas" if len(found) == 1 and ";" in found[0] else ""
     return ", ".join(map(repr, found[:30])) + more
 
 

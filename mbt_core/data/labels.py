@@ -13,6 +13,7 @@ from mbt_core.data.columns import TASK_PREFIX, Columns
 from mbt_core.data.splits import TRAIN, Splits
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.files import read_json
+from mbt_core.schema import Scale
 
 SEPARATOR = ";"
 
@@ -79,6 +80,22 @@ class Labels:
         codes = self.codes[rows]
         of_cell = np.bincount(codes[codes >= 0], minlength=len(self.cells))
         return np.bincount(self.member, weights=of_cell[self.owner], minlength=len(self.names)).astype(np.int64)
+
+    def _values(self, rows: np.ndarray) -> np.ndarray:
+        assert self.values is not None
+        codes = self.codes[rows]
+        return self.values[codes[codes >= 0]].astype(np.float64)
+
+    def constant(self, rows: np.ndarray) -> bool:
+        """Whether no number of a regression varies over `rows`."""
+        return not np.ptp(self._values(rows), 0).any()
+
+    def scale(self, rows: np.ndarray) -> Scale:
+        """Mean and standard deviation of a regression's numbers over those of `rows` that have a label."""
+        values = self._values(rows)
+        # the mean of equal numbers is a rounding error off them, and so is their deviation off 0
+        varies = (np.ptp(values, 0) > 0) & (values.std(0) >= np.finfo(np.float32).tiny)
+        return Scale(mean=values.mean(0).tolist(), std=np.where(varies, values.std(0), 1.0).tolist())
 
     def inverse_frequency(self, rows: np.ndarray) -> np.ndarray:
         """float64 [len(rows)], mean 1: the sum over a row's classes of 1 / rows of that class.
@@ -228,6 +245,11 @@ def read_labels(
 def classes_path(path: Path) -> Path:
     """Where the classes of a manifest are: ``manifest.classes.json`` beside ``manifest.csv``, ``DIR/classes.json``."""
     return path / "classes.json" if path.is_dir() else path.with_suffix(".classes.json")
+
+
+def listed_classes(path: Path) -> Classes:
+    """Task -> names, as the file of classes beside a manifest lists them; empty without one. Raises `DataError`."""
+    return _read_classes(path)[0]
 
 
 def _read_classes(path: Path) -> tuple[Classes, str]:

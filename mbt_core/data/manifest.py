@@ -30,11 +30,12 @@ from mbt_core.data.columns import (
     read_spans,
     refuse_file_names,
 )
-from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, read_labels
+from mbt_core.data.labels import Classes, Kinds, Labels, find_tasks, listed_classes, read_labels
 from mbt_core.data.shards import is_packed, located
 from mbt_core.data.splits import TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, unknown
+from mbt_core.files import is_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,8 @@ class Manifest:
                    if not is_number(name)}  # fmt: skip
         found = found or table.column_names
         start, end = read_spans(table, path)
-        ids = check_ids(columns, start, path, found)
         sources = {name: find_sources(name, kind, columns, path, found) for name, kind in reads.items()}
+        ids = check_ids(columns, start, path, found)
         root = _root(path, config)
         for name, source in sources.items():
             if source.texts is not None:
@@ -291,6 +292,32 @@ class Manifest:
                 found.update(f"{task}\0".encode() + "\0".join(texts.to_pylist()).encode())
         return found.hexdigest()[:16]
 
+    def fingerprint(self) -> dict[str, str]:
+        """What decides a training, part by part, so that one can tell what has changed: part -> how many, and a digest.
+
+        The parts are ``rows`` (their ids), ``order`` (of all rows), ``split NAME``, ``labels of TASK``, ``files of
+        MODALITY`` (paths or texts as the cells have them), ``spans``, ``rates`` and ``classes`` (of the file beside the
+        manifest). A change of one changes no other: but for ``order``, all are of the rows in the order of their ids.
+        What is in the files, and where the root is, does not count.
+        """
+        order = pc.sort_indices(self.ids).to_numpy()
+        count = len(self)
+        parts = {"rows": _print(count, self.ids.take(pa.array(order))), "order": _print(count, self.ids)}
+        for split, rows in self.splits.items():
+            ids = self.ids.take(pa.array(rows))
+            parts[f"split {split}"] = _print(len(rows), ids.take(pc.sort_indices(ids)))
+        for task, labels in self.labels.items():
+            cells = pa.array([*labels.cells, ""], pa.large_string())
+            parts[f"labels of {task}"] = _print(count, cells.take(pa.array(labels.codes[order] % len(cells))))
+        for name, columns in self._sources.items():
+            cells = [c.take(pa.array(order)) for c in (columns.files, columns.texts) if c is not None]
+            parts[f"files of {name}"] = _print(count, *cells)
+        parts["spans"] = _print(count, self._start[order], self._end[order])
+        parts["rates"] = _print(count, *(rates[order] for _, rates in sorted(self._fps.items())))
+        classes = listed_classes(self.path)
+        parts["classes"] = _print(len(classes), *(pa.array([task, *classes[task]]) for task in sorted(classes)))
+        return parts
+
     def balanced_weights(self, split: str) -> np.ndarray:
         """float64 [usable rows of the split], mean 1: inverse frequency of a row's classes, mean over tasks."""
         rows = self.usable(split)
@@ -318,6 +345,17 @@ class Manifest:
         return np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1)
 
 
+def _print(count: int, *columns: pa.Array | np.ndarray) -> str:
+    """``COUNT DIGEST`` of columns of texts or numbers."""
+    found = hashlib.sha256()
+    for column in columns:
+        if isinstance(column, np.ndarray):
+            found.update(np.ascontiguousarray(column).tobytes())
+        else:
+            found.update("\0".join(column.to_pylist()).encode() + b"\0\0")
+    return f"{count} {found.hexdigest()[:16]}"
+
+
 def _root(path: Path, config: DataConfig) -> Path:
     root = Path(config.root).expanduser() if config.root is not None else path if path.is_dir() else path.parent
     if not root.is_dir():
@@ -337,11 +375,11 @@ def _confine_folder(folder: str, root: Path) -> None:
     """Refuses links out of the root in a folder of pictures and its sub-folders. Each folder is listed once."""
     try:
         with os.scandir(folder) as entries:
-            inner = [entry for entry in entries if entry.name[0] != "." and (entry.is_symlink() or entry.is_dir())]
+            inner = [entry for entry in entries if entry.name[0] != "." and (entry.is_symlink() or is_folder(entry))]
         for entry in inner:
             if entry.is_symlink():
                 _inside(entry.path, root)
-            if entry.is_dir():
+            if is_folder(entry):
                 with os.scandir(entry.path) as pictures:
                     for picture in pictures:
                         if picture.is_symlink():

@@ -43,7 +43,7 @@ from mbt_core.data.shards import (
 )
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.files import write_atomically
+from mbt_core.files import only_writer, open_regular, write_atomically
 from mbt_core.media import Clip, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
@@ -55,6 +55,8 @@ AT_ONCE = 10.0
 """Seconds of frames decoded at a time."""
 SAME_RATE = 1.005
 """Factor up to which a frame rate counts as the one that is kept."""
+PICTURES = 64
+"""Pictures of a folder decoded at a time."""
 SHOWN = 5
 CALLED = {"digest": "cells or classes"}
 """What a field of `Packing` is called where it differs."""
@@ -136,7 +138,8 @@ def pack(
         What is in `out`, also from before and from other parts.
 
     Raises:
-        ConfigError: if `out` holds shards of another manifest or other settings.
+        ConfigError: if `out` holds shards of another manifest or other settings, or another process is packing the
+            same part into it.
         DataError: for a manifest that cannot be read.
     """
     if fps <= 0 or short_side < 1 or not 1 <= quality <= 100 or window < 0 or shard_size < 1:
@@ -158,8 +161,20 @@ def pack(
     packing = Packing(
         len(manifest), digest.hexdigest(), dict(reads), float(fps), short_side, quality, float(window), shard_size
     )
+    with only_writer(out, f".part-{part[0] % part[1]}-{part[1]}"):
+        return _pack(Packer(manifest, table, packing, out, config.timeout), classes, part, workers, progress)
+
+
+def _pack(
+    packer: Packer,
+    classes: bytes | None,
+    part: tuple[int, int],
+    workers: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> PackReport:
+    """See `pack`."""
+    out, packing = packer.out, packer.packing
     _start_folder(out, packing, classes)
-    packer = Packer(manifest, table, packing, out, config.timeout)
     mine = range(part[0] % part[1], packing.shards, part[1])
     todo = [shard for shard in mine if not table_path(out, shard).is_file()]
     packer.pack(todo, cores() if workers is None else workers, progress)
@@ -326,7 +341,7 @@ class Packer:
                     facts.duration = clip.duration
                     facts.start, facts.stop = self._span(row, clip)
                 members = self._pack_one(clip, path, reads, column, facts)
-                _check_size(path, members)
+                _check_size(path, max((len(content) for _, content, _ in members), default=0))
                 facts.ends[reads] = clip.duration_of(reads)
             except (DataError, OSError) as error:
                 facts.errors[reads] = str(error)
@@ -353,11 +368,13 @@ class Packer:
         if Path(path).is_dir():
             facts.payload = "npy"
             buffer = io.BytesIO()
-            np.save(buffer, clip.array().round().clip(0, 255).astype(np.uint8))
+            np.save(buffer, packed_levels(clip))
             content = buffer.getvalue()
         else:
             facts.payload = Path(path).suffix.lower().removeprefix(".")
-            content = Path(path).read_bytes()
+            with open_regular(path) as file:
+                _check_size(path, os.fstat(file.fileno()).st_size)
+                content = file.read()
         return [(f"{column}.{facts.payload}", content, math.nan)]
 
     def _span(self, row: Row, clip: Clip) -> tuple[float, float]:
@@ -369,11 +386,20 @@ class Packer:
         return max(0.0, start - BEFORE), stop
 
 
-def _check_size(path: str, members: Sequence[tuple[str, bytes, float]]) -> None:
-    """Raises `DataError` for members that reading would refuse."""
-    size = max((len(content) for _, content, _ in members), default=0)
+def _check_size(path: str, size: int) -> None:
+    """Raises `DataError` for a member of so many bytes that reading would refuse it."""
     if size > LARGEST:
         raise DataError(f"{path}: {size:,} bytes to pack, expected at most {LARGEST:,}: cut it into several files")
+
+
+def packed_levels(clip: Clip) -> np.ndarray:
+    """[C, N, H, W] grey levels of a folder of pictures, as uint8 if they fit, else uint16. Raises `DataError`."""
+    _check_size(clip.name, math.prod(clip.shape))
+    levels = np.empty(clip.shape, np.uint16)
+    for first in range(0, clip.shape[1], PICTURES):
+        part = range(first, min(first + PICTURES, clip.shape[1]))
+        levels[:, first : part.stop] = clip.array(part)
+    return levels.astype(np.uint8) if levels.max() <= np.iinfo(np.uint8).max else levels
 
 
 def key_of(row: int) -> str:
@@ -391,15 +417,16 @@ def packed_frames(clip: Clip, start: float, stop: float, packing: Packing) -> It
     if end is None:  # a still
         yield 0.0, encode_jpeg(clip.frames([0.0], side)[0], packing.quality)
         return
-    stop, last = min(stop, end), -math.inf
-    pieces = max(1, math.ceil((stop - start) / AT_ONCE))
-    bounds = np.linspace(start, max(start, stop), pieces + 1)
+    until, last = max(start, min(stop, end)), -math.inf
+    pieces = max(1, math.ceil((until - start) / AT_ONCE))
+    bounds = np.linspace(start, until, pieces + 1)
     for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         if rate is not None and rate > packing.fps * SAME_RATE:
             grid = np.arange(math.floor(low * packing.fps + 1e-6), math.floor(high * packing.fps + 1e-6) + 1)
             since, pictures = grid / packing.fps - 1e-6, clip.frames((grid / packing.fps).tolist(), side)
         else:
-            since, pictures = clip.frames_between(low, high, side)
+            # A file may end later than it says: AVI with B-frames shows them late.
+            since, pictures = clip.frames_between(low, high if high < until else max(until, stop), side)
         for time, picture in zip(since.tolist(), pictures, strict=True):
             if time > last:
                 last = time

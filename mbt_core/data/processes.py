@@ -120,6 +120,8 @@ def _start(mortal: bool, target: Callable[..., None], connection: Connection, bo
     parent = os.getppid()
     # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):  # so is that of a terminal which is closed
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # taken by the thread

@@ -19,7 +19,7 @@ import pyarrow.parquet
 
 from mbt_core import remote
 from mbt_core.errors import DataError
-from mbt_core.files import read_json, read_parquet, write_atomically
+from mbt_core.files import LARGEST_TABLE, open_regular, read_json, read_parquet, write_atomically
 
 FILE = "pack.json"
 REPORT_FILE = "report.json"
@@ -178,7 +178,9 @@ def read_shards(folder: Path, wanted: Callable[[str], bool]) -> tuple[pa.Table, 
         if path.is_symlink():
             raise DataError(f"{path}: a link, expected a file")
         try:
-            names = names or pa.parquet.read_schema(path).names
+            if not names:
+                with open_regular(path, LARGEST_TABLE, follow=False) as file:
+                    names = pa.parquet.read_schema(file).names
             table = read_parquet(path, [n for n in names if wanted(n)] or names[:1])
         except (pa.ArrowException, OSError, KeyError) as error:
             raise DataError(f"{path}: malformed: {' '.join(str(error).split())[:300]}") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +17,7 @@ from mbt_core.data.splits import TEST, TRAIN, VAL, split_name
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry
-from mbt_core.remote import is_there
+from mbt_core.remote import ask_for, is_there, require_asked
 
 
 def open_manifest(
@@ -35,7 +37,8 @@ def open_manifest(
         labelled: False: without its labels.
 
     Raises:
-        ConfigError: if none is named, or there is none of that name.
+        ConfigError: if none is named, there is none of that name, or it is on another machine and the user has not
+            named it; see `mbt_core.remote.require_asked`.
         DataError: if it is not as expected.
     """
     path = config.path
@@ -43,6 +46,9 @@ def open_manifest(
         path = str(make_dataset(config.dataset))
     if path is None:
         raise ConfigError("data.path: no data given; give --data MANIFEST, or data.path in the configuration")
+    for setting, place in (("data.path", path), ("data.root", config.root)):
+        if place is not None:
+            require_asked(place, setting)
     if not is_there(path):
         raise ConfigError(f"data.path: {path}: no such file or folder")
     kinds = head.task if "task" in head.model_fields_set or head.outputs else None
@@ -58,12 +64,71 @@ def make_dataset(name: str) -> Path:
     return path
 
 
+def ask_for_data(config: DataConfig, lasting: bool = False) -> None:
+    """Notes that the user has named these data; see `mbt_core.remote.ask_for`."""
+    for place in (config.path, config.root):
+        if place is not None:
+            ask_for(place, lasting)
+
+
 def other_data(config: DataConfig, path: str | Path) -> DataConfig:
-    """`config` for another manifest, whose splits are taken as they are. Raises `ConfigError` if it is not there."""
+    """`config` for another manifest, which the user names and whose splits are taken as they are.
+
+    Raises:
+        ConfigError: if it is no path or URL, or not there.
+    """
+    if not isinstance(path, str | PathLike):
+        raise ConfigError(
+            f"data: expected the path or URL of a manifest, came {_article(type(path).__name__)}; write it to a file "
+            "first, .csv or .parquet"
+        )
+    ask_for(path)
+    return evaluated_data(config, path)
+
+
+def evaluated_data(config: DataConfig, path: str | Path) -> DataConfig:
+    """As `other_data`, of a manifest that a file names."""
     if not is_there(path):
         raise ConfigError(f"--data {path}: no such file or folder")
     own = {"path": str(path), "root": None, "dataset": None}
     return config.model_copy(update={**own, "group": None, "folds": None, "fold": 0, "fraction": 1.0})
+
+
+def media_paths(files: Any) -> Iterable[Path]:
+    """Paths of media files and folders: of one, of some, or of a stream of them, which are looked at as they come.
+
+    Raises:
+        ConfigError: for anything else, naming what came: at once, but for a stream's items.
+    """
+    if isinstance(files, str | PathLike):
+        return [Path(files)]
+    what = _article(type(files).__name__)
+    if isinstance(files, Mapping | bytes) or hasattr(files, "columns"):  # whose items are names, not files
+        raise _no_path(what)
+    try:
+        items = iter(files)
+    except TypeError:
+        raise _no_path(what) from None
+
+    def path_of(item: Any) -> Path:
+        if isinstance(item, str | PathLike):
+            return Path(item)
+        raise _no_path(f"{what} of {type(item).__name__}")
+
+    paths = map(path_of, items)
+    return list(paths) if isinstance(files, Sized) else paths
+
+
+def _no_path(what: str) -> ConfigError:
+    return ConfigError(
+        f"predict: expected the path of a media file or folder, or several paths, came {what}. Where the modalities of "
+        "an example lie in files of their own, a row of a manifest names them: predict_rows; an array is first written "
+        "to a file, e.g. by numpy.save"
+    )
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def split_or_all(manifest: Manifest, split: str | None) -> tuple[Manifest, str]:

@@ -7,6 +7,7 @@ column, so that millions of rows take seconds.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,11 +20,17 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
-from mbt_core.files import read_parquet
+from mbt_core.files import LARGEST_TABLE, check_bytes, is_folder, open_regular, read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24
 """Bytes parsed at a time; a row must be shorter."""
+KEY = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"\s*+:')
+"""Of an object in JSON."""
+LINES = 1 << 18
+"""Bytes of lines whose keys are looked for at a time."""
+CELL = 16
+"""Bytes that pyarrow takes for a cell of JSON, also an empty one."""
 SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test", "testing"}
 JUNK = {"thumbs.db", "desktop.ini"}
 
@@ -72,7 +79,7 @@ def _reason(error: Exception) -> str:
 
 def _csv(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     mark = "\t" if path.suffix.lower() == ".tsv" else ","
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(open_regular(path, LARGEST_TABLE), encoding="utf-8-sig", newline="") as file:
         try:
             header = next(csv.reader(file, delimiter=mark), [])
         except csv.Error as error:
@@ -129,15 +136,15 @@ def _header(path: Path, names: list[str]) -> list[str]:
 
 
 def _parquet(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    found = pa.parquet.read_schema(path).names
+    with open_regular(path, LARGEST_TABLE) as file:
+        found = pa.parquet.read_schema(file).names
     names = dict(zip(found, _header(path, found), strict=True))
     table = read_parquet(path, [old for old, name in names.items() if wanted(name)] or found[:1])
     return table.rename_columns([names[old] for old in table.column_names]), list(names.values())
 
 
 def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: empty; expected one JSON object per line")
+    _check_keys(path)
     options = pa.json.ReadOptions(block_size=BLOCK)
     table = pa.json.read_json(path, options)
     # what looks like a date is text like any other: read such columns again, as they are written
@@ -149,6 +156,19 @@ def _jsonl(path: Path, wanted: Wanted) -> tuple[pa.Table, list[str]]:
     names = _header(path, table.column_names)
     table = table.rename_columns(names)
     return table.select([name for name in names if wanted(name)] or names[:1]), names
+
+
+def _check_keys(path: Path) -> None:
+    """Raises `DataError` for an empty JSONL file, `OSError` for one whose rows times keys would not fit into memory."""
+    keys: set[bytes] = set()
+    rows = 0
+    with open_regular(path, LARGEST_TABLE) as file:
+        while lines := file.readlines(LINES):
+            rows += len(lines)
+            keys.update(KEY.findall(b"".join(lines)))
+            check_bytes(CELL * rows * len(keys), LARGEST_TABLE)  # a key of one row is a column of all
+    if not rows:
+        raise DataError(f"{path}: empty; expected one JSON object per line")
 
 
 def read_folder(root: Path) -> pa.Table:
@@ -183,7 +203,7 @@ def read_folder(root: Path) -> pa.Table:
 def _entries(folder: Path, folders: bool) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as found:
         for entry in sorted(found, key=lambda entry: entry.name):
-            if not entry.name.startswith(".") and entry.name.lower() not in JUNK and entry.is_dir() == folders:
+            if not entry.name.startswith(".") and entry.name.lower() not in JUNK and is_folder(entry) == folders:
                 yield entry
 
 

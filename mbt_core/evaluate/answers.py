@@ -7,6 +7,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -14,7 +15,7 @@ from typing import Any, Self, TextIO
 from mbt_core.config import DEFAULT_TASK, HeadConfig
 from mbt_core.errors import ConfigError, DataError, MBTError
 from mbt_core.evaluate.predict import FilePrediction
-from mbt_core.files import finite, write_atomically
+from mbt_core.files import finite, only_writer, write_atomically
 
 SUFFIXES = (".jsonl", ".csv")
 PLACE = ["file", "start", "end", "modalities", "error"]
@@ -27,6 +28,8 @@ class Answers:
     .jsonl: the object of `FilePrediction.as_json`. .csv: ``file, start, end, modalities, error`` and then for each rank
     ``label_1, score_1, label_2, ...`` (``TASK/label_1`` where there are several tasks).
 
+    While the context lasts no other process may enter one of the same file.
+
     To resume drops a last line that was cut off, and the files that could not be classified: they are tried again.
 
     Args:
@@ -38,15 +41,15 @@ class Answers:
     Raises:
         ConfigError: for another suffix, a file that is there and is not to be resumed, or one of other tasks or
             numbers of labels.
+        InUseError: on entering the context, if another process is writing to the file.
         DataError: on entering the context, if a line of the file is no prediction.
     """
 
     def __init__(self, path: Path, head: HeadConfig, top: int, resume: bool) -> None:
         if path.suffix.lower() not in SUFFIXES:
             raise ConfigError(f"--out {path}: expected a file that ends in {' or '.join(SUFFIXES)}")
-        if path.exists() and not resume:
-            raise ConfigError(f"--out {path} is there already; go on with it by --resume, or choose another")
-        self.path, self.head, self.top = path, head, top
+        self.path, self.head, self.top, self.resume = path, head, top, resume
+        self._check_new()
         self.is_csv = path.suffix.lower() == ".csv"
         self.sizes = {
             task: classes if head.kind_of(task) == "regression" else min(top, classes)
@@ -56,6 +59,11 @@ class Answers:
         self.kept = 0
         self._answered: set[tuple[str, float | None]] = set()
         self._file: TextIO | None = None
+        self._closing = ExitStack()
+
+    def _check_new(self) -> None:
+        if self.path.exists() and not self.resume:
+            raise ConfigError(f"--out {self.path} is there already; go on with it by --resume, or choose another")
 
     def _label_columns(self) -> list[str]:
         names = []
@@ -65,8 +73,12 @@ class Answers:
         return names
 
     def __enter__(self) -> Self:
-        write_atomically(self.path, self._start)
-        self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)  # a line at a time
+        with ExitStack() as stack:
+            stack.enter_context(only_writer(self.path))
+            self._check_new()  # another process may have made it in between
+            write_atomically(self.path, self._start)
+            self._file = self.path.open("a", encoding="utf-8", newline="", buffering=1)  # a line at a time
+            self._closing = stack.pop_all()
         return self
 
     def __exit__(
@@ -78,6 +90,8 @@ class Answers:
         except OSError as full:
             if error is None:
                 raise self._cannot(full) from full
+        finally:
+            self._closing.close()
 
     def __contains__(self, segment: object) -> bool:
         """Whether (file, start of the window or None) is answered; this file itself is no question."""
@@ -156,6 +170,8 @@ class Answers:
             except (ValueError, csv.Error) as error:
                 if isinstance(error, MBTError):
                     raise
+                if str(error) == "unexpected end of data":  # the last line was cut off within quotes, after a newline
+                    return
                 raise DataError(f"{self.path}: no predictions: {error}; choose another --out") from None
 
     def _no_answer(self, number: int) -> DataError:
@@ -176,6 +192,6 @@ def _whole_lines(file: TextIO) -> Iterator[str]:
 
 def _line(cells: Sequence[Any]) -> str:
     """A line of a .csv file."""
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(cells)
-    return buffer.getvalue()
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r\n").writerow(cells)  # which quotes a carriage return, too
+    return buffer.getvalue().removesuffix("\r\n") + "\n"

@@ -27,7 +27,8 @@ from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.source import split_or_all
 from mbt_core.errors import ConfigError
 from mbt_core.evaluate.evaluator import forward
-from mbt_core.files import write_atomically
+from mbt_core.evaluate.memory import rows_at_once
+from mbt_core.files import only_writer, write_atomically
 from mbt_core.model import MBT
 
 FUSED, IDS = "fused", "ids"
@@ -95,7 +96,7 @@ def embed(
         max_missing: share of the files that may be missing or unreadable; the experiment's by default.
 
     Raises:
-        ConfigError: for a file of another kind, or an unknown split.
+        ConfigError: for a file of another kind, an unknown split, or a file that another process is writing.
         DataError: if more than `max_missing` of the files are missing or unreadable.
     """
     check_out(out, model.modalities)
@@ -103,7 +104,7 @@ def embed(
     losses = check_missing(manifest, split, experiment.data.max_missing if max_missing is None else max_missing)
     rows, views = manifest.rows(split), views or experiment.evaluate.views
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
-    sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or 32) // views))
+    sampler = EvalSampler(rows, rows_at_once(model, experiment.evaluate.batch_size or 32, views))
     loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
@@ -125,7 +126,8 @@ def embed(
         else:
             _write_arrays(path, parts(), fused_only=out.suffix.lower() == ".npy")
 
-    write_atomically(out, write)
+    with only_writer(out):
+        write_atomically(out, write)
     return report
 
 

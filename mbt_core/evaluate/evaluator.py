@@ -6,7 +6,7 @@ Shapes: B clips-times-views of a batch, N examples, C classes of a task.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -59,7 +59,7 @@ class Evaluation:
             for task, values in logits.items():
                 kind = self.head.kind_of(task)
                 if source == FUSED:
-                    losses.append(task_loss(kind, values, targets[task]).mean())
+                    losses.append(task_loss(kind, values, targets[task], scale=self.head.scale_of(task)).mean())
                 for name, value in task_metrics(kind, values[here], self.targets[task][here]).items():
                     label = name if single else f"{task}/{name}"
                     found[f"{label}[{source}]" if source else label] = value
@@ -69,6 +69,22 @@ class Evaluation:
         if len(self.index):
             found["loss"] = float(torch.stack(losses).mean())
         return found
+
+    @property
+    def examples(self) -> dict[str, int]:
+        """Of how many rows the metrics are: those that were evaluated (`FUSED`), and those that have each modality."""
+        return {FUSED: len(self.index)} | {name: int(here.sum()) for name, here in self.present.items()}
+
+    def select(self, index: Tensor) -> Evaluation:
+        """Of those of its rows alone that are among `index`, rows of the manifest; `failed` is left as it is."""
+        chosen = torch.isin(self.index, index)
+        return replace(
+            self,
+            index=self.index[chosen],
+            logits={source: {t: x[chosen] for t, x in tasks.items()} for source, tasks in self.logits.items()},
+            targets={task: x[chosen] for task, x in self.targets.items()},
+            present={name: x[chosen] for name, x in self.present.items()},
+        )
 
 
 def merge(parts: Sequence[Evaluation]) -> Evaluation:

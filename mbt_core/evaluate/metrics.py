@@ -22,8 +22,9 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     """Metrics of one task.
 
     Args:
-        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae, r2``
-            (mean over the outputs whose target varies; left out where none does).
+        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae``,
+            ``rmse`` (root of each output's mean squared error, mean over outputs), both in the targets' own units, and
+            ``r2`` (mean over the outputs whose target varies; left out where none does).
         logits_NC: float [N, C].
         target: class indices [N], multi-hot [N, C], or values [N, C].
     """
@@ -35,11 +36,12 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
         return {name: float(hits_NK[:, :k].any(1).float().mean()) for name, k in top.items()}
     if kind == "multilabel":
         return {"mAP": float(average_precision(logits_NC, target).nanmean())}
-    metrics = {"mae": float((logits_NC - target).abs().float().mean())}
+    error_NC = logits_NC.double() - target.double()
+    metrics = {"mae": float(error_NC.abs().mean()), "rmse": float(error_NC.square().mean(0).sqrt().mean())}
     varies_C = target.amax(0) > target.amin(0)
     if varies_C.any():
-        values, numbers = logits_NC[:, varies_C].double(), target[:, varies_C].double()
-        unexplained_C, all_C = (numbers - values).square().sum(0), (numbers - numbers.mean(0)).square().sum(0)
+        numbers = target[:, varies_C].double()
+        unexplained_C, all_C = error_NC[:, varies_C].square().sum(0), (numbers - numbers.mean(0)).square().sum(0)
         metrics["r2"] = float((1 - unexplained_C / all_C).mean())
     return metrics
 
@@ -48,12 +50,22 @@ def metric_names(kind: TaskKind, outputs: int) -> list[str]:
     """Names of what `task_metrics` finds for a task with that many outputs; the main one first."""
     if kind == "single":
         return ["top1", "top5"] if outputs > 5 else ["top1"]
-    return ["mAP"] if kind == "multilabel" else ["r2", "mae"]
+    return ["mAP"] if kind == "multilabel" else ["r2", "rmse", "mae"]
+
+
+def base_name(name: str) -> str:
+    """A metric without its task and modality: ``mae`` of ``TASK/mae[NAME]``."""
+    return name.partition("[")[0].rpartition("/")[2]
 
 
 def lower_is_better(name: str) -> bool:
     """Whether a metric (``loss``, ``TASK/mae``, ``mae[NAME]`` ...) is better the lower it is."""
-    return name.partition("[")[0].rpartition("/")[2] in ("loss", "mae")
+    return base_name(name) in ("loss", "mae", "rmse")
+
+
+def as_text(name: str, value: float) -> str:
+    """A metric for people: four places after the point, or five digits of one in the units of what was predicted."""
+    return f"{value:.5g}" if base_name(name) in ("mae", "rmse") else f"{value:.4f}"
 
 
 def joint_metrics(logits: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, float]:

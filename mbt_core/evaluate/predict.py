@@ -31,6 +31,8 @@ from mbt_core.data.readers import Each, Pool, patience_for
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
+from mbt_core.evaluate.memory import rows_at_once
+from mbt_core.files import is_folder
 from mbt_core.media import Clip
 from mbt_core.media.folders import CODECS
 from mbt_core.media.reads import Reads
@@ -96,7 +98,7 @@ def find_files(
     """
     _check_positive("--fps", fps, "frames a second")
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             yield _named(path)
             continue
         found = False
@@ -111,15 +113,15 @@ def _below(folder: Path, reads: Collection[str], fps: float | None) -> Iterator[
     """The files below a folder in the order of their paths, or itself; links to folders are not followed."""
     try:
         with os.scandir(folder) as entries:
-            listed = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries if not e.name.startswith("."))
+            listed = sorted((e.name, is_folder(e), e.is_symlink()) for e in entries if not e.name.startswith("."))
     except OSError as error:
         yield FilePrediction(str(folder), error=f"cannot be listed: {error.strerror}")
         return
     if _is_array(folder, listed, reads) or _is_video(listed, reads, fps):
         yield folder
         return
-    for name, is_folder, is_link in listed:
-        if not is_folder:
+    for name, is_inner, is_link in listed:
+        if not is_inner:
             yield folder / name
         elif not is_link:
             yield from _below(folder / name, reads, fps)
@@ -127,7 +129,7 @@ def _below(folder: Path, reads: Collection[str], fps: float | None) -> Iterator[
 
 def _is_array(folder: Path, listed: Listed, reads: Collection[str]) -> bool:
     """Whether a folder is one of sub-folders with pictures, and these are read."""
-    if Reads.ARRAY not in reads or not listed or not all(is_folder for _, is_folder, _ in listed):
+    if Reads.ARRAY not in reads or not listed or not all(is_inner for _, is_inner, _ in listed):
         return False
     try:
         return Clip(folder).has(Reads.ARRAY)
@@ -138,7 +140,7 @@ def _is_array(folder: Path, listed: Listed, reads: Collection[str]) -> bool:
 def _is_video(listed: Listed, reads: Collection[str], fps: float | None) -> bool:
     """Whether a folder holds pictures alone, and they are frames. Whether one is missing, reading it says."""
     wanted = fps is not None and Reads.FRAMES in reads and bool(listed)
-    return wanted and all(not is_folder and Path(name).suffix.lower() in CODECS for name, is_folder, _ in listed)
+    return wanted and all(not is_inner and Path(name).suffix.lower() in CODECS for name, is_inner, _ in listed)
 
 
 def _named(file: Path) -> Path | FilePrediction:
@@ -263,7 +265,7 @@ def _classified(
     """What each row was classified as, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
     views = 1 if windows else experiment.evaluate.views
-    stream = Stream(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    stream = Stream(rows, rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
     empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     dataset.fps = fps
@@ -313,7 +315,7 @@ def predict_rows(
     views = experiment.evaluate.views
     rows = np.array([row for row in rows.tolist() if (manifest.ids[row].as_py(), None) not in answered], np.int64)
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
-    sampler = EvalSampler(rows, max(1, (experiment.evaluate.batch_size or BATCH) // views))
+    sampler = EvalSampler(rows, rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
     loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)

@@ -22,7 +22,7 @@ from mbt_core.data.splits import TEST, VAL
 from mbt_core.errors import DataError
 from mbt_core.evaluate.evaluator import FUSED, Evaluation, Subset
 from mbt_core.evaluate.missing_modalities import missing_curves
-from mbt_core.evaluate.subsets import confusion
+from mbt_core.evaluate.subsets import Rows, by_name, confusion, on_rows
 from mbt_core.files import read_parquet, write_atomically
 from mbt_core.remote import address
 
@@ -37,9 +37,10 @@ class About:
     Args:
         data: the other manifest that was evaluated, or its URL; None: the run's own.
         views: windows per clip.
-        subsets: modalities joined by ``+`` -> metrics, where subsets were evaluated.
+        subsets: modalities joined by ``+`` -> ``examples`` and metrics, where subsets were evaluated.
         confusion: of modalities; see `mbt_core.evaluate.subsets.confusion`.
         missing: points as of `mbt_core.evaluate.missing_modalities.missing_curves`, where all but one was evaluated.
+        rows: which rows those of `subsets` and `confusion` are; see `mbt_core.evaluate.subsets.on_rows`.
     """
 
     data: str | None = None
@@ -47,15 +48,16 @@ class About:
     subsets: dict[str, dict[str, float]] = field(default_factory=dict)
     confusion: list[dict[str, Any]] = field(default_factory=list)
     missing: list[dict[str, Any]] = field(default_factory=list)
+    rows: Rows = "own"
 
     @classmethod
-    def of(cls, data: Path | None, views: int, found: Mapping[Subset, Evaluation]) -> About:
+    def of(cls, data: Path | None, views: int, found: Mapping[Subset, Evaluation], rows: Rows = "common") -> About:
         """Of what `mbt_core.evaluate.evaluator.evaluate` found."""
         source = None if data is None else address(data)
         if len(found) == 1:
             return cls(source, views)
-        subsets = {"+".join(subset): evaluation.metrics() for subset, evaluation in found.items()}
-        return cls(source, views, subsets, confusion(found), [asdict(point) for point in missing_curves(found)])
+        chosen, curves = on_rows(found, rows), [asdict(point) for point in missing_curves(found)]
+        return cls(source, views, by_name(chosen), confusion(chosen), curves, rows)
 
 
 def evaluation_folder(run: Path, manifest: Manifest, split: str, data: Path | None = None) -> Path:

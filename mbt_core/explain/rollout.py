@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from mbt_core.errors import ConfigError, MBTError, unknown
 from mbt_core.evaluate.evaluator import FUSED
+from mbt_core.explain.accounted import check_accounted
 from mbt_core.model import MBT, Prediction
 from mbt_core.model.block import Attention, Block
 from mbt_core.model.fusion.base import BOTTLENECKS, JOINT, LayerRecord, Masks, Presence, Rows, trace_alone
@@ -96,22 +97,31 @@ def trace_attention(
 
     Raises:
         ConfigError: for an unknown method or task.
+        MBTError: if the fusion strategy takes information on ways that its `trace` does not lead back on.
     """
     if method not in METHODS:
         raise ConfigError(f"method: {unknown('method', method, METHODS)}")
     assert not model.training
     tapping = method in ("contributions", "gradient")
-    tapped = [m for m in model.modules() if isinstance(m, Block)] if tapping else []
+    tapped = [m for m in model.blocks.modules() if isinstance(m, Block)] if tapping else []
     with torch.set_grad_enabled(tapping), _Taps(tapped) as taps:
         embedded = {name: Tokens(t.x.detach(), t.mask) for name, t in model.embed(inputs, present=present).items()}
         for x, _ in embedded.values():
             x.requires_grad_(tapping)
         prediction = model.encode(embedded, present, return_intermediates=True)
         starts = _starts(model, embedded, present)
-        slopes = taps.slopes(_objectives(prediction, list(starts), task, classes)) if method == "gradient" else ()
+        slopes = (
+            taps.slopes(_objectives(model, prediction, list(starts), task, classes)) if method == "gradient" else ()
+        )
     with torch.no_grad():
         masks = {name: t.mask for name, t in embedded.items()}
         layers = [_attentions(record, masks, present) for record in prediction.intermediates or ()]
+        if tapped and len(taps.values) != sum(map(len, layers)):
+            name = model.config.fusion.strategy
+            raise MBTError(f"the fusion strategy {name!r} runs blocks without `record`: their attention is not known")
+        entering = [{name: t.x for name, t in embedded.items()}, *(r.tokens for r in prediction.intermediates or ())]
+        sources = [{key: a.sources for key, a in x.items()} for x in layers]
+        check_accounted(model, entering[model.first_fused], masks, present, sources)
         if method == "contributions":
             layers = taps.add_to(layers, *taps.contributions())
         if method == "gradient":  # each prediction meets gradients of its own
@@ -211,7 +221,13 @@ def _with_own(added_BnK: Tensor, own_BN: Tensor, part: slice) -> Tensor:
 def _attentions(record: LayerRecord, masks: Masks, present: Presence) -> dict[str, _Attention]:
     """Set of blocks -> its attention in one layer, in the order of the calls."""
     found = {}
-    for key, ((q, k),) in record.attended.items():
+    for key, attended in record.attended.items():
+        if len(attended) != 1 or not (key == JOINT or key in record.sources):
+            raise MBTError(
+                f"{len(attended)} attentions are recorded of {key!r} in a layer; what a prediction rests on is known "
+                "where a fusion strategy runs each stream's block once, and no others with its `record`"
+            )
+        ((q, k),) = attended
         sources = next(iter(record.sources.values())) if key == JOINT else record.sources[key]
         if sum(number for _, number in sources) != k.shape[2]:
             raise MBTError(
@@ -260,15 +276,20 @@ def _shares(rows: Rows, order: Sequence[str]) -> Tensor:
     return share / share.sum(-1, keepdim=True).clamp(min=1e-30)
 
 
-def _objectives(prediction: Prediction, names: Sequence[str], task: str | None, classes: Tensor | None) -> list[Tensor]:
-    """What each prediction says about the class, summed over the batch."""
+def _objectives(
+    model: MBT, prediction: Prediction, names: Sequence[str], task: str | None, classes: Tensor | None
+) -> list[Tensor]:
+    """What each prediction says about the class, summed over the batch; of a number in its deviations."""
     fused = by_task(prediction.logits)
     task = next(iter(fused)) if task is None else task
     if task not in fused:
         raise ConfigError(f"task: {unknown('task', task, fused)}")
     classes_B = fused[task].argmax(1) if classes is None else classes
+    scale = model.config.head.scale_of(task)
     logits = [prediction.logits if name == FUSED else prediction.modality_logits[name] for name in names]
-    return [by_task(x)[task].gather(1, classes_B[:, None]).sum() for x in logits]
+    chosen = [by_task(x)[task].gather(1, classes_B[:, None]) for x in logits]
+    # the unit of a number must not decide how much attention weighs beside the token itself
+    return [(x if scale is None else x / x.new_tensor(scale.std)[classes_B, None]).sum() for x in chosen]
 
 
 class _Taps:

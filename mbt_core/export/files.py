@@ -20,6 +20,7 @@ from mbt_core.attached import copy_attached
 from mbt_core.config import Experiment
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.export.graph import Graph, Input, first_line
+from mbt_core.files import only_writer
 from mbt_core.model import MBT
 from mbt_core.version import __version__
 
@@ -44,7 +45,8 @@ class Exported:
         path: the model; beside it lies the metadata (its name and ``.json``), a copy of each file that belongs to the
             model (``files/``), and the weights as ``.data`` beyond 2 GB.
         metadata: inputs, outputs, classes, versions.
-        difference: largest difference of logits from the model's.
+        difference: largest difference of logits from the model's; of a regression's numbers in deviations of its
+            training data (`HeadConfig.scales`).
         note: why the inputs are preprocessed though samples were asked for; None: they are what was asked for.
     """
 
@@ -77,7 +79,8 @@ def export(
         experiment: of the run, for the views of evaluation.
 
     Raises:
-        ConfigError: for a wrong suffix or modality, or a package that is not installed.
+        ConfigError: for a wrong suffix or modality, a package that is not installed, or a file that another process is
+            writing.
         MBTError: if it cannot be exported or written, or if its logits differ from the model's by more than 1e-4 (of
             logits above 1: of the largest). Nothing is left then.
     """
@@ -86,16 +89,17 @@ def export(
     model = model.cpu().eval()
     note = None
     graph = Graph(model, modalities, preprocessed)
-    try:
-        return _export(graph, out, to, experiment, None)
-    except Unsupported as error:
-        if not graph.parts:
+    with only_writer(out):
+        try:
+            return _export(graph, out, to, experiment, None)
+        except Unsupported as error:
+            if not graph.parts:
+                raise MBTError(str(error)) from error
+            note = str(error)
+        try:
+            return _export(Graph(model, modalities, preprocessed=True), out, to, experiment, note)
+        except Unsupported as error:
             raise MBTError(str(error)) from error
-        note = str(error)
-    try:
-        return _export(Graph(model, modalities, preprocessed=True), out, to, experiment, note)
-    except Unsupported as error:
-        raise MBTError(str(error)) from error
 
 
 class Unsupported(MBTError):
@@ -187,7 +191,11 @@ def _run_torch(path: Path) -> Runner:
 
 
 def compare(graph: Graph, run: Runner) -> float:
-    """The largest difference from the model's logits over batches of several sizes. Raises `MBTError` above 1e-4."""
+    """The largest difference from the model's logits (see `Exported`) over batches of several sizes.
+
+    Raises:
+        MBTError: above 1e-4.
+    """
     worst = 0.0
     for size, share in CHECKED:
         tensors = graph.batch(size, share)
@@ -198,8 +206,10 @@ def compare(graph: Graph, run: Runner) -> float:
                 raise MBTError(
                     f"{port.name} of the exported file is {list(found.shape)}, expected {list(wanted.shape)}"
                 )
-            difference = float((found - wanted).abs().max())
-            if not difference <= ALLOWED * max(1.0, float(wanted.abs().max())):
+            scale = graph.model.config.head.scale_of(port.task)
+            unit = torch.ones(()) if scale is None else torch.tensor(scale.std)
+            difference = float(((found - wanted) / unit).abs().max())
+            if not difference <= ALLOWED * max(1.0, float((wanted / unit).abs().max())):
                 raise MBTError(
                     f"the exported file does not compute what the model does: {port.name} differs by {difference:.3g} "
                     f"for {size} random inputs, allowed are {ALLOWED:g}. Nothing was written"

@@ -2,45 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from csv import reader
-from io import BytesIO
+import math
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from mbt_core.media.errors import reason
+from mbt_core.files import check_bytes, decoded_bytes
+from mbt_core.media.channels import LARGEST, Stored, channels_of, not_numbers
+from mbt_core.media.deadline import Deadline, read_all
+from mbt_core.media.delimited import load_csv
+from mbt_core.media.errors import MediaError, reason
 
 NAMED = "array"  # the one to take of several arrays in an .npz
-LARGEST = 1 << 31
-"""Bytes of a file or of the array in it; compressed, a small file can hold any number."""
 _HEADERS = Lock()
 """numpy parses headers by `ast`, which now and then fails in threads of Python 3.11 (cpython issue 106905)."""
 
 
-def load_array(file: BinaryIO, suffix: str) -> np.ndarray:
-    """float32 array of at least two dimensions out of a file with this suffix, see `Clip.array`."""
+def load_array(file: BinaryIO, suffix: str, deadline: Deadline) -> Stored:
+    """The array of at least two dimensions out of a file with this suffix, see `Clip.array`.
+
+    Raises:
+        ValueError: if it cannot be read, or takes more than `LARGEST` bytes.
+        MediaError: when the time is over.
+    """
     try:
-        check_size(file.seek(0, 2))
+        check_bytes(file.seek(0, 2), LARGEST)
         file.seek(0)
-        loaded = LOADERS[suffix](file)
+        if suffix == ".csv":
+            return load_csv(read_all(file, LARGEST, deadline))
+        if suffix == ".parquet":
+            return load_parquet(file)
+        loaded = ARRAYS[suffix](file)
+    except MediaError:
+        raise
     except Exception as error:  # parsers say what they like about damaged files
-        raise ValueError(reason(error)) from error
+        why = reason(error)
+        raise ValueError(f"{why}: cut the array into files" if "too large" in why else why) from error
     if loaded.dtype.kind not in "biuf" or loaded.ndim == 0:
         raise ValueError(f"expected numbers, found {loaded.dtype} of shape {loaded.shape}")
-    return np.ascontiguousarray(np.atleast_2d(loaded), np.float32)
-
-
-def check_size(nbytes: int) -> None:
-    """Raises `ValueError` for more than `LARGEST` bytes."""
-    if nbytes > LARGEST:
-        raise ValueError(f"{nbytes:,} bytes are too large, expected at most {LARGEST:,}: cut the array into files")
+    return Stored(np.atleast_2d(loaded))
 
 
 def load_npy(file: BinaryIO) -> np.ndarray:
     """The array of an .npy file."""
+    size = file.seek(0, 2)
+    file.seek(0)
     with _HEADERS:
+        _check_header(file, size)
+        file.seek(0)
         return np.load(file, allow_pickle=False)
 
 
@@ -50,91 +60,48 @@ def load_npz(file: BinaryIO) -> np.ndarray:
         names = list(arrays)
         if len(names) != 1 and NAMED not in names:
             raise ValueError(f"it holds {names}: expected one array, or one of them named {NAMED!r}")
-        check_size(max(member.file_size for member in arrays.zip.infolist()))
-        return arrays[NAMED if NAMED in names else names[0]]
+        check_bytes(max(member.file_size for member in arrays.zip.infolist()), LARGEST)
+        name = NAMED if NAMED in names else names[0]
+        member = next(member for member in arrays.zip.infolist() if member.filename in (name, f"{name}.npy"))
+        with arrays.zip.open(member) as opened:
+            _check_header(opened, member.file_size)
+        return arrays[name]
 
 
-def load_csv(file: BinaryIO) -> np.ndarray:
-    """[columns, rows] of a comma-separated file; empty lines at its end, and a comma at the end of all, do not count.
-
-    The first line is a header unless it holds numbers only; 0,1,2 .. without a gap is one, too. A column of numbers
-    with other text in it raises `ValueError`.
-    """
-    from pyarrow import csv, types
-
-    options = csv.ConvertOptions(strings_can_be_null=True)
-    content = file.read().rstrip()
-    lines = BytesIO(content.lstrip()).readline().decode("utf-8-sig").splitlines()
-    head = [cell.strip() for cell in next(reader(lines), [])]
-    names = _is_header(head, options.null_values)
-    table = csv.read_csv(
-        BytesIO(content.lstrip() if names else content),
-        csv.ReadOptions(autogenerate_column_names=not names),
-        csv.ParseOptions(ignore_empty_lines=len(head) > 1),
-        options,
-    )
-    if types.is_null(table.columns[-1].type) and not (names and head[-1]):
-        table = table.select(range(table.num_columns - 1))
-    for place, name in enumerate(table.column_names):
-        if types.is_string(table.column(place).type) or types.is_binary(table.column(place).type):
-            table = table.set_column(place, name, _parsed(name, table.column(place)))
-    return from_table(table)
+def _check_header(file: BinaryIO, size: int) -> None:
+    """Raises `ValueError` or `OSError` for an array of more bytes than allowed, or than a file of `size` can hold."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"expected numbers, found an array of format {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject:
+        return  # refused, whatever its size
+    count = math.prod(shape)
+    check_bytes(count * dtype.itemsize, LARGEST)
+    if count * dtype.itemsize > size - file.tell():
+        raise ValueError(f"truncated: its header says {list(shape)} of {dtype}, it holds {size:,} bytes")
 
 
-def _is_header(cells: Sequence[str], nulls: Sequence[str]) -> bool:
-    """Whether the first line of a .csv file names its columns."""
-    numbered = cells[1:] if cells and not cells[0] else cells  # before it the rows' numbers, without a name
-    if len(numbered) > 1 and numbered == [str(place) for place in range(len(numbered))]:
-        return True
-    return not all(is_number(cell) or cell in nulls for cell in cells)
-
-
-def _parsed(name: str, column: Any) -> Any:
-    """A column of text as numbers if all cells are some (+1), as it is if none is; raises `ValueError` for a mix."""
-    import pyarrow
-
-    cells = column.to_pylist()
-    numbers = {cell: is_number(cell) for cell in set(cells) if cell is not None}
-    if not any(numbers.values()):
-        return column
-    for place, cell in enumerate(cells):
-        if cell is not None and not numbers[cell]:
-            raise ValueError(
-                f"column {name!r} holds numbers, but {cell!r} at sample {place}: empty the cell if it is a gap, or "
-                "remove the column"
-            )
-    return pyarrow.chunked_array([[None if cell is None else float(cell) for cell in cells]], pyarrow.float64())
-
-
-def load_parquet(file: BinaryIO) -> np.ndarray:
-    """[columns, rows] of a Parquet file."""
+def load_parquet(file: BinaryIO) -> Stored:
+    """The channels of a Parquet file; of what are no numbers nothing is read."""
     from pyarrow import parquet
 
     opened = parquet.ParquetFile(file)
-    check_size(8 * opened.metadata.num_rows * opened.metadata.num_columns)
-    table = opened.read()
+    others = {field.name: not_numbers(field.type) for field in opened.schema_arrow if not_numbers(field.type)}
+    wanted = [name for name in opened.schema_arrow.names if name not in others]
+    leaves = [opened.metadata.schema.column(number).path for number in range(opened.metadata.num_columns)]
+    nested = next((leaf for leaf in leaves for name in wanted if leaf.startswith(f"{name}.")), None)
+    if nested is not None:
+        raise ValueError(f"column {nested!r} is called like a part of another column: rename it")
+    if not wanted:
+        raise ValueError(f"no column holds numbers; columns: {opened.schema_arrow.names}")
+    check_bytes(decoded_bytes(opened.metadata, wanted), LARGEST)
+    table = opened.read(columns=wanted)
     table.validate(full=True)  # damaged columns can be read, and end the process where they are used
-    return from_table(table)
+    stored = channels_of(table, named=True)
+    return Stored(stored.array, stored.columns, {**others, **stored.left_out})
 
 
-def from_table(table: Any) -> np.ndarray:
-    """[columns, rows] of the columns that hold numbers, or nothing at all; empty cells are NaN."""
-    from pyarrow import float32, types
-
-    tests = (types.is_integer, types.is_floating, types.is_boolean, types.is_decimal)
-    if not any(test(column.type) for test in tests for column in table.columns):
-        raise ValueError(f"no column holds numbers; columns: {table.column_names}")
-    columns = [c for c in table.columns if any(test(c.type) for test in (*tests, types.is_null))]
-    return np.stack([column.cast(float32(), safe=False).to_numpy() for column in columns])
-
-
-def is_number(cell: str | bytes) -> bool:
-    """Whether a cell of a .csv file is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in str(cell)  # in Python 1_000 is one
-
-
-LOADERS = {".npy": load_npy, ".npz": load_npz, ".csv": load_csv, ".parquet": load_parquet}
+ARRAYS = {".npy": load_npy, ".npz": load_npz}
+LOADERS = (*ARRAYS, ".csv", ".parquet")

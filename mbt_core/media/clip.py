@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import io
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO, Self
 
 import av
 import numpy as np
 
+from mbt_core.files import check_bytes, open_regular
 from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
+from mbt_core.media.channels import LARGEST, Stored
 from mbt_core.media.closing import Closing
 from mbt_core.media.container import Container
+from mbt_core.media.deadline import Deadline, read_all
+from mbt_core.media.ends import believed_end
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.folders import FrameFolder, PictureFolder, numbering
-from mbt_core.media.pictures import frames_at, frames_between
+from mbt_core.media.pictures import LARGEST_PICTURE, frames_at, frames_between
+from mbt_core.media.pngs import SIGNATURE, plain_png
 from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import all_channels, waveform_in
 
 TEXTS = (".txt", *subtitles.SUFFIXES)
 RECORDINGS = (".wav",)
+LARGEST_TEXT = 1 << 26
+"""Bytes of a file of text."""
 LACKS = {Reads.FRAMES: "it has no video stream", Reads.WAVEFORM: "it has no audio stream"}
 # What PyAV raises on damaged files.
 FAILURES = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, EOFError)
@@ -65,7 +72,7 @@ class Clip(Closing):
         self._file: BinaryIO | None = None
         self._container: Container | None = None
         self._folder: PictureFolder | FrameFolder | None = None
-        self._array: np.ndarray | None = None
+        self._array: Stored | None = None
         self._text: str | None = None
 
     @classmethod
@@ -97,7 +104,7 @@ class Clip(Closing):
             self.text()  # an error if it cannot be read
             return reads == Reads.TEXT
         if self._suffix in LOADERS:
-            self.array()
+            self._stored()
             return reads == Reads.ARRAY
         with self._reading("open it"):
             recorded = reads == Reads.ARRAY and self._suffix in RECORDINGS
@@ -112,20 +119,20 @@ class Clip(Closing):
     def duration_of(self, reads: str) -> float | None:
         """Seconds until what `reads` names ends; None if the file does not offer it, or it has no duration.
 
-        Of arrays only a .wav says how long it is.
+        Of arrays only a .wav says how long it is, and a .csv of an Empatica E4.
         """
         with self._reading("find its length"):
             if reads == Reads.TEXT and self._suffix in subtitles.SUFFIXES:
                 return subtitles.end_of(self.source_text())
-            if reads == Reads.ARRAY and self._suffix in RECORDINGS and self.sample_rate:
-                return self.array().shape[1] / self.sample_rate
+            if reads == Reads.ARRAY and self._suffix in (*RECORDINGS, *LOADERS):
+                rate = self.sample_rate if self._suffix in RECORDINGS else self._stored().rate
+                return self.shape[1] / rate if rate else None
             folder = self._in_folder()
             if isinstance(folder, FrameFolder) and reads == Reads.FRAMES:
                 return folder.duration
             if not self._is_timed(reads):
                 return None
-            end = self._media().end_of(self._stream_for(reads))
-            return self._media().last_time if end is None else end
+            return believed_end(self._media(), self._stream_for(reads))
 
     @property
     def frame_rate(self) -> float | None:
@@ -209,15 +216,16 @@ class Clip(Closing):
     def shape(self) -> tuple[int, ...]:
         """The shape of `array`; of a folder it is known without decoding it all."""
         folder = self._in_folder()
-        return folder.shape if isinstance(folder, PictureFolder) else self.array().shape
+        return folder.shape if isinstance(folder, PictureFolder) else self._stored().array.shape
 
     def array(self, index: Sequence[int] | None = None) -> np.ndarray:
         """The array of an .npy, .npz, .csv, .parquet or .wav file, or of a folder of pictures.
 
         .npy as stored ([channels, samples] by convention; a single dimension is one channel); .npz: its only array,
-        or the one called "array"; .csv and .parquet: the columns that hold numbers are the channels, empty cells NaN;
-        .wav: the channels at their own rate, full scale being 1; a folder: grey levels [channels, pictures, height,
-        width] from 0 to 255, see `PictureFolder`.
+        or the one called "array"; .csv and .parquet: the columns that hold numbers are the channels (`columns`), but
+        for times, counters and ids (`left_out`), empty cells NaN; .wav: the channels at their own rate, full scale
+        being 1; a folder: grey levels [channels, pictures, height, width] as the pictures hold them, from 0 to 255 or,
+        of 16 bits, to 65535, see `PictureFolder`.
 
         Args:
             index: take only these along the second axis; of a folder, only these are decoded.
@@ -228,18 +236,39 @@ class Clip(Closing):
         folder = self._in_folder()
         if isinstance(folder, PictureFolder):
             return folder.read(index)
-        if folder is not None or self._suffix not in (*LOADERS, *RECORDINGS):
+        stored = self._stored()
+        if index is not None:
+            return np.ascontiguousarray(stored.array[:, index], np.float32)
+        with self._reading("read its array"):
+            check_bytes(4 * stored.array.size, LARGEST)
+            self._array = replace(stored, array=np.ascontiguousarray(stored.array, np.float32))
+        return self._array.array
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the channels of a .csv or .parquet file, see `array`; empty of other arrays."""
+        return () if self._in_folder() is not None else self._stored().columns
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """What else a .csv or .parquet file has, columns and lines, and why it is no channel."""
+        return {} if self._in_folder() is not None else self._stored().left_out
+
+    def _stored(self) -> Stored:
+        """What an array file holds, read once."""
+        if self._in_folder() is not None or self._suffix not in (*LOADERS, *RECORDINGS):
             expected = ", ".join((*LOADERS, *RECORDINGS))
             raise MediaError(f"{self.name}: no array; expected a file ending in {expected}, or a folder of pictures")
         if self._array is None:
             with self._reading("read its array"):
-                recorded = self._suffix in RECORDINGS
-                self._array = (
-                    all_channels(self._media_with(Reads.WAVEFORM))
-                    if recorded
-                    else load_array(self._opened(), self._suffix)
-                )
-        return self._array if index is None else self._array[:, index]
+                if self._suffix in RECORDINGS:
+                    media = self._media_with(Reads.WAVEFORM)
+                    samples = (media.end_of(media.audio) or 0.0) * media.audio.sample_rate
+                    check_bytes(round(4 * samples) * media.audio.channels, LARGEST)
+                    self._array = Stored(all_channels(media))
+                else:
+                    self._array = load_array(self._opened(), self._suffix, self._deadline())
+        return self._array
 
     def text(self, start: float | None = None, stop: float | None = None) -> str:
         """The text of a .txt file in UTF-8, or the literal text; of subtitles what is shown from `start` to `stop`."""
@@ -255,16 +284,23 @@ class Clip(Closing):
             raise MediaError(f"{self.name}: no text; expected a file ending in {', '.join(TEXTS)}")
         if self._text is None:
             with self._reading("read its text"):
-                self._text = self._opened().read().decode("utf-8-sig")
+                self._text = read_all(self._opened(), LARGEST_TEXT, self._deadline()).decode("utf-8-sig")
         return self._text
 
     def _in_folder(self) -> PictureFolder | FrameFolder | None:
         """The opened folder, if it is one."""
         if self._folder is None and isinstance(self._source, str | Path) and os.path.isdir(self._source):
             path = str(self._source)
-            names = numbering(path)
-            self._folder = PictureFolder(Path(path)) if names is None else FrameFolder(path, names, self.fps)
+            with self._reading("list it"):
+                names = numbering(path)
+                self._folder = PictureFolder(Path(path)) if names is None else FrameFolder(path, names, self.fps)
+        if self._folder is not None:
+            self._folder.deadline = self._deadline()
         return self._folder
+
+    def _deadline(self) -> Deadline:
+        """Of a call that begins now."""
+        return Deadline(self.name, self.timeout)
 
     def _opened(self) -> BinaryIO:
         """The open file, at its start."""
@@ -272,9 +308,7 @@ class Clip(Closing):
             if isinstance(self._source, bytes):
                 self._file = io.BytesIO(self._source)
             elif isinstance(self._source, str | Path):
-                if not stat.S_ISREG(os.stat(self._source).st_mode):
-                    raise MediaError(f"{self.name}: not a file")
-                self._file = Path(self._source).open("rb")  # noqa: SIM115 - `close` closes it
+                self._file = open_regular(self._source)
             else:
                 self._file = self._source
         self._file.seek(0)
@@ -283,7 +317,13 @@ class Clip(Closing):
     def _media(self) -> Container:
         """The opened container, with its clock started."""
         if self._container is None:
-            self._container = Container(self._opened(), self.name, self._suffix, self.timeout)
+            if not self._opened().seek(0, 2):
+                raise ValueError("the file is empty")
+            file = self._opened()
+            if self._opened().read(len(SIGNATURE)) == SIGNATURE:
+                file = io.BytesIO(plain_png(read_all(file, LARGEST_PICTURE, self._deadline())))
+            file.seek(0)
+            self._container = Container(file, self.name, self._suffix, self.timeout)
         self._container.start_clock()
         return self._container
 
@@ -303,7 +343,9 @@ class Clip(Closing):
         """The opened container, if it offers what `reads` names."""
         if not self.has(reads):
             raise MediaError(f"{self.name}: {LACKS[Reads(reads)]}")
-        return self._media()
+        media = self._media()
+        media.select(self._stream_for(reads))
+        return media
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -15,9 +15,13 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
+from mbt_core.files import check_bytes, open_regular
+from mbt_core.media.channels import LARGEST
 from mbt_core.media.container import DECODER_OPTIONS
+from mbt_core.media.deadline import Deadline
 from mbt_core.media.errors import MediaError, reason
-from mbt_core.media.pictures import Scaler
+from mbt_core.media.pictures import LARGEST_PICTURE, Scaler, grey_bits
+from mbt_core.media.pngs import plain_png
 
 CODECS = {".jpg": "mjpeg", ".jpeg": "mjpeg", ".png": "png"}
 NUMBERED = re.compile(r"(.*?)([0-9]+)(\.\w+)", re.DOTALL)
@@ -29,12 +33,16 @@ class PictureFolder:
     Args:
         path: the folder.
 
+    Attributes:
+        deadline: of the call that reads; None: it has all the time.
+
     Raises:
         MediaError: if there are no sub-folders with pictures, or they differ in how many.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.deadline: Deadline | None = None
         with os.scandir(path) as entries:
             folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         listed = {name: _pictures(path / name) for name in folders}
@@ -47,26 +55,41 @@ class PictureFolder:
             raise MediaError(f"{path}: its sub-folders differ in how many pictures they hold: {shown}")
 
     @cached_property
+    def _first(self) -> np.ndarray:
+        return _decoded(next(iter(self.channels.values()))[0], self.deadline)
+
+    @property
     def shape(self) -> tuple[int, int, int, int]:
         """(C, N, H, W), as the first picture says it."""
-        first = next(iter(self.channels.values()))
-        height, width = _decoded(first[0]).shape
-        return len(self.channels), len(first), height, width
+        height, width = self._first.shape
+        return len(self.channels), len(next(iter(self.channels.values()))), height, width
+
+    @property
+    def kind(self) -> np.dtype[Any]:
+        """uint8, or uint16 of pictures with more than 8 bits, as the first picture says it."""
+        return self._first.dtype
 
     def read(self, index: Sequence[int] | None = None) -> np.ndarray:
-        """The grey levels of the pictures at `index`, or of all: float32 [C, T, H, W], 0 to 255.
+        """The grey levels of the pictures at `index`, or of all: float32 [C, T, H, W], to 255, or 65535 of 16 bits.
 
         Raises:
-            MediaError: if one cannot be decoded or has another size.
+            MediaError: if one cannot be decoded or has another size or depth, or all do not fit into `LARGEST` bytes.
         """
         C, N, *size = self.shape
         index = range(N) if index is None else index
+        try:
+            check_bytes(4 * C * len(index) * size[0] * size[1], LARGEST)
+        except OSError as error:
+            shown = f"{C} x {len(index)} pictures of {size[1]} x {size[0]}"
+            raise MediaError(f"{self.path}: {shown}: {error}; cut the clip into several") from None
         levels = np.empty((C, len(index), *size), np.float32)
         for channel, paths in enumerate(self.channels.values()):
             for at, number in enumerate(index):
-                picture = _decoded(paths[number])
+                picture = _decoded(paths[number], self.deadline)
                 if list(picture.shape) != size:
                     raise MediaError(f"{paths[number]}: a picture of {list(picture.shape)} among some of {size}")
+                if picture.dtype != self.kind:
+                    raise MediaError(f"{paths[number]}: a picture of {picture.dtype} among some of {self.kind}")
                 levels[channel, at] = picture
         return levels
 
@@ -123,6 +146,9 @@ class FrameFolder:
         path: the folder.
         rate: frames a second.
 
+    Attributes:
+        deadline: of the call that reads; None: it has all the time.
+
     Raises:
         MediaError: without a rate, which the pictures do not tell.
     """
@@ -131,6 +157,7 @@ class FrameFolder:
         if not rate:
             raise MediaError(f"{path}: a folder of frames does not tell its frame rate; give it in the column fps")
         self.path, self.names, self.rate = path, names, rate
+        self.deadline: Deadline | None = None
 
     @property
     def duration(self) -> float:
@@ -153,7 +180,7 @@ class FrameFolder:
         scaler = Scaler(self.path, short_side, size)
         pictures = {}
         for index in np.unique(wanted).tolist():
-            pictures[index] = scaler(_frame(Path(self.path, self.names.name(index))))
+            pictures[index] = scaler(_frame(Path(self.path, self.names.name(index)), self.deadline))
         return np.stack([pictures[index] for index in wanted.tolist()])
 
 
@@ -164,19 +191,24 @@ def _pictures(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _decoded(path: Path) -> np.ndarray:
-    """uint8 [H, W]: the luma of a picture."""
-    grey: np.ndarray = _frame(path).to_ndarray(format="gray")
+def _decoded(path: Path, deadline: Deadline | None) -> np.ndarray:
+    """[H, W] uint8, the luma of a picture; uint16 if it is grey with more than 8 bits."""
+    frame = _frame(path, deadline)
+    grey: np.ndarray = frame.to_ndarray(format="gray16le" if grey_bits(frame) > 8 else "gray")
     return grey
 
 
-def _frame(path: Path) -> Any:
+def _frame(path: Path, deadline: Deadline | None) -> Any:
     """The decoded picture. Opening a container for each would take three times as long."""
+    if deadline is not None:
+        deadline.check()
     try:
+        with open_regular(path, LARGEST_PICTURE) as file:
+            content = plain_png(file.read())
         context = av.CodecContext.create(CODECS[path.suffix.lower()], "r")
         context.options = DECODER_OPTIONS
         context.thread_count = 1
-        frames = [*context.decode(av.Packet(path.read_bytes())), *context.decode(None)]
+        frames = [*context.decode(av.Packet(content)), *context.decode(None)]
         return frames[0]
     except (av.FFmpegError, OSError, ValueError, IndexError) as error:
         raise MediaError(f"{path}: cannot decode the picture: {reason(error)}") from error

@@ -38,7 +38,7 @@ class MemoryClip:
         rate: of the waveform.
         duration: the clip's.
         ends: what `duration_of` gives.
-        frame_rate, sample_rate: the clip's.
+        frame_rate, sample_rate, columns: the clip's.
         parts: those that are there of "frames" [N, H, W, 3] uint8 and "since" [N], the times from which they are shown;
             "waveform" [S] from sample round(start rate) - EDGE on, without the zeros at its end; "array"; and "text" in
             UTF-8.
@@ -54,6 +54,7 @@ class MemoryClip:
     sample_rate: int | None = None
     ends: dict[str, float | None] = field(default_factory=dict)
     parts: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    columns: Sequence[str] = ()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +180,7 @@ def decode_all(
         waveform_S = clip.waveform(begin / rate, stop + EDGE / rate, rate)
         held.parts[Reads.WAVEFORM] = np.trim_zeros(waveform_S, "b").copy()
     if Reads.ARRAY in held.ends:
-        held.parts[Reads.ARRAY] = clip.array()
+        held.parts[Reads.ARRAY], held.columns = clip.array(), clip.columns
     if Reads.TEXT in held.ends:
         held.parts[Reads.TEXT] = np.frombuffer(clip.source_text().encode(), np.uint8)
     return held

@@ -6,6 +6,7 @@ import os
 import stat
 from typing import cast
 
+from mbt_core.files import is_folder
 from mbt_core.media.clip import Clip
 from mbt_core.media.errors import MediaError
 from mbt_core.media.folders import numbering
@@ -47,7 +48,7 @@ def identity(path: str) -> list[str | int]:
     found: list[str | int] = [os.path.realpath(path), status.st_mtime_ns, status.st_size]
     if stat.S_ISDIR(status.st_mode) and numbering(file) is None:
         with os.scandir(file) as entries:
-            inner = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if entry.is_dir())
+            inner = sorted((entry.name, entry.stat().st_mtime_ns) for entry in entries if is_folder(entry))
         found += [part for pair in inner for part in pair]
     return found
 

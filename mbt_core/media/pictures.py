@@ -18,6 +18,8 @@ from mbt_core.media.errors import MediaError
 FAR_APART = 20.0  # seconds; over a longer gap, seeking costs less than decoding what nobody wants
 # Without the last two, swscale's pictures are darker by 2 levels of 255.
 FLAGS = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+LARGEST_PICTURE = 8 * MAX_PIXELS  # bytes of a still's file: four channels of 16 bits, not compressed
+MAX_GREY_BITS = 10  # cameras write so many; what is written with more are measurements
 # What `orientation` says for 0, 90, 180 and 270 degrees counter-clockwise.
 QUARTER_TURNS = ((False, False, False), (True, True, False), (False, True, True), (True, False, True))
 
@@ -42,7 +44,12 @@ class Scaler:
         self.reformatter = VideoReformatter()
 
     def __call__(self, frame: Any) -> np.ndarray:
-        """[H, W, 3] uint8."""
+        """[H, W, 3] uint8. Raises `MediaError` for grey levels of which 8 bits would lose most (depth, X-rays)."""
+        if grey_bits(frame) > MAX_GREY_BITS:
+            raise MediaError(
+                f"{self.name}: grey pictures of {grey_bits(frame)} bits, of which RGB frames would keep 8; read them "
+                "as an array (a folder for each clip, in it a sub-folder with its pictures), or convert them to 8 bits"
+            )
         transpose, flip_rows, flip_columns = orientation(frame)
         if self.size is None:
             self.size = self._target(*((frame.width, frame.height) if transpose else (frame.height, frame.width)))
@@ -60,6 +67,13 @@ class Scaler:
         if height * width > MAX_PIXELS:
             raise MediaError(f"{self.name}: pictures of {width} x {height} pixels are too large")
         return height, width
+
+
+def grey_bits(frame: Any) -> int:
+    """Bits of the grey levels of a decoded frame; 0 if it has colours."""
+    form = frame.format
+    is_grey = form.name.startswith(("gray", "ya"))
+    return form.components[0].bits if is_grey else 0
 
 
 def orientation(frame: Any) -> tuple[bool, bool, bool]:

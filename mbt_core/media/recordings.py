@@ -6,6 +6,7 @@ the data set or of the file, else 24 kHz. A recording's path is ``NAME.hdf5/KEY`
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,11 +17,14 @@ from typing import Any
 import numpy as np
 
 from mbt_core.errors import ConfigError
+from mbt_core.files import check_bytes
 from mbt_core.media.closing import Closing
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.reads import Reads
 from mbt_core.media.waveforms import FILTER_MARGIN, MAX_RATE, window_of
 
+LARGEST_CHUNK = 1 << 28
+"""Bytes of a compressed piece of a data set, all of which is unpacked for any sample in it."""
 RATE = 24_000
 """Samples a second where the file does not say it."""
 SUFFIXES = (".hdf5", ".h5")
@@ -98,6 +102,9 @@ class Recording(Closing):
                 raise MediaError(f"{self.name}: no recording; expected a data set of the samples of one channel")
             if found.external or found.is_virtual:
                 raise MediaError(f"{self.name}: its samples are in another file, which is not read")
+            if found.size and not found.id.get_storage_size():
+                raise MediaError(f"{self.name}: says that it has {found.size:,} samples, and holds none")
+            check_bytes(math.prod(found.chunks or (0,)) * found.dtype.itemsize, LARGEST_CHUNK)
             return found
 
     def has(self, reads: str) -> bool:

@@ -6,7 +6,7 @@ Shapes: N frames, T times, H height, W width, S samples.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, BinaryIO, cast
 
@@ -154,12 +154,25 @@ class ShardClip(Closing):
     @property
     def shape(self) -> tuple[int, ...]:
         """See `Clip.shape`."""
-        return self.array().shape
+        self._require(Reads.ARRAY)
+        return self._inside(self.facts.payload).shape
 
     def array(self, index: Sequence[int] | None = None) -> np.ndarray:
         """See `Clip.array`."""
         self._require(Reads.ARRAY)
         return self._inside(self.facts.payload).array(index)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Clip.columns`."""
+        self._require(Reads.ARRAY)
+        return self._inside(self.facts.payload).columns
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """See `Clip.left_out`."""
+        self._require(Reads.ARRAY)
+        return self._inside(self.facts.payload).left_out
 
     def text(self, start: float | None = None, stop: float | None = None) -> str:
         """See `Clip.text`."""

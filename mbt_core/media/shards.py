@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from pydantic import ConfigDict
 
 from mbt_core import remote
 from mbt_core.errors import MBTError
-from mbt_core.files import write_atomically
+from mbt_core.files import open_regular, write_atomically
 from mbt_core.media.errors import MediaError, reason
 
 BLOCK = 512
@@ -115,13 +114,8 @@ class LocalFile:
     """
 
     def __init__(self, path: str) -> None:
-        more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for a writer
-        self._file = io.FileIO(path, opener=lambda name, flags: os.open(name, flags | more))
-        status = os.fstat(self._file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            self._file.close()
-            raise OSError(f"{path}: not a file")
-        self.size = status.st_size
+        self._file = open_regular(path, follow=False)
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, spans: Sequence[tuple[int, int]], timeout: float) -> list[bytes]:
         """See `Ranges.read`."""

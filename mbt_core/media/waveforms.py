@@ -10,15 +10,21 @@ import numpy as np
 
 from mbt_core.media.container import Container
 from mbt_core.media.errors import MediaError
+from mbt_core.media.placing import COARSE, JITTER, LEAD, STEADY, Chunk, Clock, Run, grid_of, place
 
 # Decoders need some packets (overlapping blocks, bit reservoirs) before what they give is right: Opus asks for 80 ms.
 PRE_ROLL = 0.25  # seconds
+PRE_ROLL_SAMPLES = 6000  # at low rates MP3 reaches back for longer
+OGG_TIMED = ("vorbis", "opus")  # codecs whose timestamps in Ogg are right from the first page after a seek
 FILTER_MARGIN = 64  # samples of the lower rate: more than half the length of swresample's filter
-JITTER = 0.01  # seconds by which timestamps may differ from counting samples; beyond, there is a gap
 SHORT = 0.5  # seconds by which sound may end before the file says it does
 WITHOUT_GAPS = ("flac", "ogg", "mpegts", "mpeg")
-ESTIMATED = ("mp3", "aac", "ac3", "eac3", "amr")  # formats whose length is guessed from the rate of their first bytes
+# Formats whose length is guessed from the rate of their first bytes, or that count it in units of their own.
+ESTIMATED = ("mp3", "aac", "ac3", "eac3", "amr", "avi")
+DRIFTING = ("ac3", "eac3")  # formats whose timestamps are sums of lengths that were rounded
 MAX_RATE = 1_000_000
+AV_NUM_DATA_POINTERS = 8
+VORBIS, BLOCK_SIZES = b"\x01vorbis", 21  # the identification header, and where in it the lengths of blocks are
 
 
 def waveform_in(container: Container, start: float, stop: float, rate: int) -> np.ndarray:
@@ -33,30 +39,31 @@ def waveform_in(container: Container, start: float, stop: float, rate: int) -> n
     first, count = round(start * rate), round((stop - start) * rate)
     margin = FILTER_MARGIN / min(rate, container.audio.sample_rate or rate)
     runs, own_rate = decoded_runs(container, first / rate - margin, (first + count) / rate + margin)
-    check_whole(container, runs, own_rate, stop)
+    check_whole(container, runs, own_rate, start, stop)
     return window_of(runs, own_rate, start, stop, rate, container.name)
 
 
-def check_whole(container: Container, runs: list[tuple[int, np.ndarray]], rate: int, stop: float) -> None:
+def check_whole(container: Container, runs: list[Run], rate: int, start: float, stop: float) -> None:
     """Raises `MediaError` if sound is missing that the file says it has: it would be taken for silence.
 
     Gaps in timestamps are gaps of the recording, but not in formats that are written as they come: what a damaged
     file's reader skips leaves them there.
     """
     form = container.input.format.name
-    if len(runs) > 1 and form in WITHOUT_GAPS:
-        end, next_begin = runs[0][0] + len(runs[0][1]), runs[1][0]
-        raise MediaError(
-            f"{container.name}: damaged: its sound from {end / rate:.2f} to {next_begin / rate:.2f} s is missing; if "
-            "it was recorded so, write it as .mkv"
-        )
-    stated = None if form in ESTIMATED else container.end_of(container.audio, of_all=False)
-    if stated is None:
+    ends = [(at + len(samples)) / rate for at, samples in runs]
+    if form in WITHOUT_GAPS:
+        for end, (at, _) in zip(ends[:-1], runs[1:], strict=True):
+            if max(end, at / rate) > start and min(end, at / rate) < stop:
+                raise MediaError(
+                    f"{container.name}: damaged: its sound from {end:.2f} to {at / rate:.2f} s is missing; if it was "
+                    "recorded so, write it as .mkv"
+                )
+    if max(ends) >= stop - SHORT or form in ESTIMATED:
         return
-    found = max((at + len(samples) for at, samples in runs), default=0) / rate
-    if min(stop, stated) - found > SHORT:
+    stated = container.end_of(container.audio, of_all=False)
+    if stated is not None and min(stop, stated) - max(ends) > SHORT:
         raise MediaError(
-            f"{container.name}: truncated or damaged: its sound ends at {found:.2f} s, and it says {stated:.2f} s"
+            f"{container.name}: truncated or damaged: its sound ends at {max(ends):.2f} s, and it says {stated:.2f} s"
         )
 
 
@@ -89,42 +96,84 @@ def window_of(
     return np.clip(window, -1.0, 1.0)
 
 
-def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[tuple[int, np.ndarray]], int]:
+def decoded_runs(container: Container, start: float, stop: float) -> tuple[list[Run], int]:
     """The sound from `start` to `stop` at its own rate: unbroken runs as (index of the first sample, [samples]
     float32 mono), and that rate. Index 0 is the clip's start."""
-    chunks: list[tuple[float, np.ndarray]] = []
-    rate = 0
-    for at, frame in container.decode(container.audio, max(start - PRE_ROLL, 0.0)):
+    audio, form = container.audio, container.input.format.name
+    codec, stated_rate, tick = audio.codec_context.name, audio.sample_rate or 0, float(audio.time_base)
+    begin = start - pre_roll(form, codec, stated_rate)
+    from_start = begin <= container.begin_of(audio)
+    key, lead = ("grid", audio.index), None
+    if key not in container.memo and (tick * stated_rate > COARSE or (form == "ogg" and codec not in OGG_TIMED)):
+        lead = leading_chunks(container, stop if from_start else None)
+        container.memo[key] = None
+    if lead is not None and from_start:
+        chunks, rate = lead
+    else:
+        chunks, rate = decoded_chunks(container, -math.inf if from_start else begin, stop)
+    clock = Clock(rate, tick * rate, form in WITHOUT_GAPS, late=form == "mpeg" and codec.startswith("pcm"))
+    if lead is not None:
+        container.memo[key] = grid_of(lead[0], clock, vorbis_step(container.audio.codec_context))
+    return place(chunks, clock, container.memo.get(key), from_start), rate
+
+
+def leading_chunks(container: Container, stop: float | None) -> tuple[list[Chunk], int] | None:
+    """`decoded_chunks` from the start to `stop`; without it just those that tell where frames are, None if damaged.
+
+    Only after opening do decoders skip what an encoder has put before the start.
+    """
+    container.restart()
+    try:
+        return decoded_chunks(container, -math.inf, -math.inf if stop is None else stop, LEAD)
+    except MediaError:
+        if stop is not None:
+            raise
+        return None
+
+
+def pre_roll(form: str, codec: str, rate: int) -> float:
+    """Seconds before a window from which decoding it, and timing it, come out right.
+
+    After a seek, some demuxers guess timestamps until a page or a packet has its own; what they make of compressed
+    sound in .wav stays wrong.
+    """
+    if form == "ogg" and codec not in OGG_TIMED:
+        return 16.0  # a page has 64 KB at most
+    if form == "mpeg":
+        return 60.0 if codec.startswith("pcm") else 2.0
+    if form == "wav" and not codec.startswith("pcm"):
+        return math.inf
+    return max(PRE_ROLL, PRE_ROLL_SAMPLES / rate) if rate else PRE_ROLL
+
+
+def decoded_chunks(container: Container, start: float, stop: float, least: int = 0) -> tuple[list[Chunk], int]:
+    """(position, [samples] float32 mono) of decoded frames, the first at or before `start`, and their rate.
+
+    They go on after `stop` until their timestamps are steady, and are at least so many, if there are.
+    """
+    chunks: list[Chunk] = []
+    rate, steady, expected = 0, 0, 0.0
+    drifting = container.input.format.name in DRIFTING
+    for at, frame in container.decode(container.audio, start):
         if rate not in (0, frame.sample_rate) or not 0 < frame.sample_rate <= MAX_RATE:
             raise MediaError(f"{container.name}: unusable sample rate {frame.sample_rate} Hz")
         rate = frame.sample_rate
-        chunks.append((at * rate, mono(frame)))
-        if at >= stop:
+        stretch = frame.samples / rate / float(frame.duration * frame.time_base) if drifting and frame.duration else 1.0
+        chunks.append((at * stretch * rate, mono(frame)))
+        steady = steady + 1 if abs(at - expected) <= JITTER else 0
+        expected = at + frame.samples / rate
+        if at >= stop and steady > STEADY // 2 and len(chunks) >= least:
             break
-    return join(chunks, JITTER * rate), rate
+    return chunks, rate
 
 
-def join(chunks: list[tuple[float, np.ndarray]], jitter: float) -> list[tuple[int, np.ndarray]]:
-    """Put (position, [samples]) chunks that follow each other together.
+def vorbis_step(context: Any) -> int:
+    """Of how many samples all lengths of Vorbis' frames are multiples; 0 for other codecs.
 
-    Positions may be rounded (Matroska: to milliseconds). The middle of their deviations from counting samples is
-    what fits them all best, so it hardly depends on where decoding started.
+    Blocks overlap by a quarter of the shorter one; its identification header states their lengths (Vorbis I, 4.2.2).
     """
-    groups: list[list[tuple[float, np.ndarray]]] = []
-    counted = 0.0
-    for at, samples in chunks:
-        if not groups or abs(at - counted) > jitter:
-            groups.append([])
-            counted = at
-        groups[-1].append((at, samples))
-        counted += len(samples)
-    runs = []
-    for group in groups:
-        lengths = [len(samples) for _, samples in group]
-        deviations = np.array([at for at, _ in group]) - np.cumsum([0, *lengths[:-1]])
-        origin = round(float(deviations.min() + deviations.max()) / 2)
-        runs.append((origin, np.concatenate([samples for _, samples in group])))
-    return runs
+    header = (context.extradata or b"").partition(VORBIS)[2]
+    return (1 << (header[BLOCK_SIZES] & 15)) // 4 if len(header) > BLOCK_SIZES else 0
 
 
 def all_channels(container: Container) -> np.ndarray:
@@ -139,15 +188,24 @@ def mono(frame: Any) -> np.ndarray:
 
 def channels(frame: Any) -> np.ndarray:
     """[channels, samples] float32 of a decoded frame, full scale being 1."""
+    count = frame.layout.nb_channels
+    if frame.format.is_planar and count >= AV_NUM_DATA_POINTERS:
+        # PyAV counts a plane too many, and reads memory that is not its own
+        frame = packed(frame)
     data = frame.to_ndarray()
     if not frame.format.is_planar:
         data = data.reshape(frame.samples, -1).T
+    if data.dtype.kind == "f":
+        return data.astype(np.float32, copy=False)
     if data.dtype.kind == "u":
-        data = data.astype(np.float32) - 128
-        scale = 128.0
-    else:
-        scale = 2.0 ** (8 * data.itemsize - 1) if data.dtype.kind == "i" else 1.0
-    return data.astype(np.float32) / np.float32(scale)
+        return (data.astype(np.float32) - 128) / np.float32(128)
+    return data.astype(np.float32) / np.float32(2.0 ** (8 * data.itemsize - 1))
+
+
+def packed(frame: Any) -> Any:
+    """The same frame with the samples of all channels in one plane."""
+    resampler = av.AudioResampler(frame.format.packed, frame.layout, frame.sample_rate)
+    return resampler.resample(frame)[0]
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:

@@ -13,8 +13,32 @@ from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig, HeadConfig
 from mbt_core.model.fusion.base import Masks, Presence, Streams
+from mbt_core.schema import Scale
 
 SHARED = "_shared"
+
+
+class Regressor(nn.Linear):
+    """A linear layer that answers in the units of the numbers it learns, while what it learns is near 0 and of size 1.
+
+    The configuration keeps the scale: it is no weight, and there is none in a state.
+
+    Args:
+        width: of its input.
+        outputs: C.
+        scale: mean and deviation of each number.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, width: int, outputs: int, scale: Scale) -> None:
+        super().__init__(width, outputs)
+        self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(scale.std), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.std + self.mean
 
 
 class HeadOutput(NamedTuple):
@@ -55,7 +79,7 @@ class Head(nn.Module):
         if config.representation:
             self.representations.update({key: nn.Linear(backbone.dim, width) for key in keys})
         self.classifiers = nn.ModuleDict(
-            {key: nn.ModuleDict({task: nn.Linear(width, n) for task, n in config.outputs.items()}) for key in keys}
+            {key: nn.ModuleDict({task: _classifier(config, task, width) for task in config.outputs}) for key in keys}
         )
         self.reset_parameters()
 
@@ -103,6 +127,11 @@ class Head(nn.Module):
         layers: Any = self.classifiers[key]
         with nullcontext() if x_BR.is_meta else torch.autocast(x_BR.device.type, enabled=False):
             return {task: layer(x_BR.to(layer.weight.dtype)) for task, layer in layers.items()}
+
+
+def _classifier(config: HeadConfig, task: str, width: int) -> nn.Linear:
+    outputs, scale = config.outputs[task], config.scale_of(task)
+    return nn.Linear(width, outputs) if scale is None else Regressor(width, outputs, scale)
 
 
 def average(by_name: dict[str, Tensor], present: Presence) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: B batch, C classes of a task.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from mbt_core.config import DEFAULT_TASK, HeadConfig, TaskKind
 from mbt_core.model.mbt import Prediction
+from mbt_core.schema import Scale
 
 Targets = Mapping[str, Tensor]
 """Task -> float [B, C]: class probabilities, multi-hot labels, or values to regress."""
@@ -37,11 +39,13 @@ def smooth(target_BC: Tensor, epsilon: float) -> Tensor:
     return target_BC if epsilon == 0 else target_BC * (1 - epsilon) + epsilon / target_BC.shape[1]
 
 
-def task_loss(kind: TaskKind, logits_BC: Tensor, target_BC: Tensor, smoothing: float = 0.0) -> Tensor:
+def task_loss(
+    kind: TaskKind, logits_BC: Tensor, target_BC: Tensor, smoothing: float = 0.0, scale: Scale | None = None
+) -> Tensor:
     """Loss of each example [B] in float32.
 
     ``single``: softmax cross entropy. ``multilabel``: binary cross entropy *summed* over classes, as the reference.
-    ``regression``: mean squared error.
+    ``regression``: mean squared error, of numbers divided by the deviations of `scale`.
     """
     logits_BC = logits_BC.float()
     if kind == "single":
@@ -49,7 +53,17 @@ def task_loss(kind: TaskKind, logits_BC: Tensor, target_BC: Tensor, smoothing: f
     if kind == "multilabel":
         target_BC = smooth(target_BC, smoothing)
         return F.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none").sum(1)
-    return (logits_BC - target_BC).square().mean(1)
+    error_BC = logits_BC - target_BC
+    if scale is not None:
+        error_BC = error_BC / _deviations(tuple(scale.std), error_BC.device)
+    return error_BC.square().mean(1)
+
+
+@lru_cache(maxsize=64)
+def _deviations(std: tuple[float, ...], device: torch.device) -> Tensor:
+    """[C], copied to a device once, not in every step."""
+    with torch.inference_mode(False):  # wherever it is first asked for, training may use it later
+        return torch.tensor(std, device=device)
 
 
 def example_losses(
@@ -84,5 +98,8 @@ def example_losses(
 
 def _over_tasks(logits: Mapping[str, Tensor], targets: Targets, head: HeadConfig, smoothing: float) -> Tensor:
     weights = {task: head.task_weights.get(task, 1.0) for task in logits}
-    losses = [weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing) for task in logits]
+    losses = [
+        weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing, head.scale_of(task))
+        for task in logits
+    ]
     return torch.stack(losses).sum(0) / (sum(weights.values()) or 1.0)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import DEFAULT_TASK, HeadConfig, MBTConfig
-from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import read_json, read_safetensors, write_atomically, write_safetensors
+from mbt_core.errors import ConfigError, DataError, MBTError, unknown
+from mbt_core.files import read_json, read_safetensors, read_shapes, write_atomically, write_safetensors
 from mbt_core.hub import locate, upload
 from mbt_core.modality import Modality
 from mbt_core.model.backbone import resolve_backbone
@@ -65,6 +65,7 @@ class MBT(nn.Module):
     Attributes:
         modalities: name -> `Modality` instance.
         classes: task -> names of its classes, if known; saved with the model.
+        never_trained: names of the parameters that plugins have frozen when they made them.
         saved_config: the configuration as it is saved: it tells what was in the files that belong to the model.
 
     Raises:
@@ -75,6 +76,10 @@ class MBT(nn.Module):
         super().__init__()
         self.config = validate(MBTConfig, config)
         self.backbone = resolve_backbone(self.config.backbone)
+        if unfilled := [field for name in self.config.modalities for field in self._unfilled(name, before=True)]:
+            raise ConfigError(
+                f"{', '.join(unfilled)}: 'auto' is filled from the data of a run; a model alone needs a value"
+            )
         self.modalities: dict[str, Modality] = {
             name: registry().modality_class(c.kind)(name, c) for name, c in self.config.modalities.items()
         }
@@ -105,6 +110,15 @@ class MBT(nn.Module):
         self.blocks = self._make_blocks(names)
         self.head = Head(self.config.head, self.backbone, self.config.pool, names)
         self.saved_config = portable(self.config)
+        self.never_trained = frozenset(name for name, p in self.named_parameters() if not p.requires_grad)
+        self._never_training = [module for module in self.modules() if not module.training]
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; what a plugin has put into evaluation mode when it made it stays there."""
+        super().train(mode)
+        for module in self._never_training:
+            module.training = False
+        return self
 
     def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
         """Set of blocks -> layer -> block; only the blocks that are used exist."""
@@ -184,10 +198,31 @@ class MBT(nn.Module):
                 x, mask = given if isinstance(given, tuple) else (given, None)
                 if present is not None:
                     x = torch.where(present[name].reshape(-1, *[1] * (x.dim() - 1)), x, 0)
-                tokens[name] = self.stream(name).tokenizer(x, mask)
+                tokens[name] = self._embedded(name, self.stream(name).tokenizer, x, mask)
         if transform is not None:
             tokens = transform(tokens)
-        return {name: self.stream(name)(t) for name, t in tokens.items()}
+        return {name: self._embedded(name, self.stream(name), t) for name, t in tokens.items()}
+
+    def _embedded(self, name: str, part: nn.Module, *inputs: Any) -> Tokens:
+        """What a part of modality `name`'s stream makes of its inputs; an error tells whose it is."""
+        try:
+            tokens: Tokens = part(*inputs)
+            return tokens
+        except MBTError:
+            raise
+        except Exception as error:
+            if unfilled := self._unfilled(name):
+                raise ConfigError(f"{', '.join(unfilled)}: still 'auto', and its tokenizer fails: {error}") from error
+            if isinstance(error, ValueError):
+                raise ValueError(f"{name}: {error}") from error
+            error.add_note(f"while {name!r} was embedded")
+            raise
+
+    def _unfilled(self, name: str, before: bool = False) -> list[str]:
+        """Settings of a modality still at ``auto``; `before` the model is made, those it cannot be made without."""
+        config = self.config.modalities[name]
+        spared = config.of_preprocessor if before else ()
+        return [f"modalities.{name}.{field}" for field in config.auto_fields() if field not in spared]
 
     def stream(self, name: str) -> Stream:
         """Modality `name`'s tokenizer, class token and positions."""
@@ -307,31 +342,58 @@ class MBT(nn.Module):
         content = read_json(folder / "config.json")
         if not isinstance(content, dict) or "model" not in content:
             raise DataError(f"{folder / 'config.json'}: expected the keys model and classes of a saved model")
+        weights = folder / "model.safetensors"
         try:
-            model = cls(find_attached(content["model"], folder))
+            config = validate(MBTConfig, find_attached(content["model"], folder))
+            check_sizes(config, read_shapes(weights), str(weights))
+            model = cls(config)
         except ConfigError as error:
             raise DataError(f"{folder / 'config.json'}: {error}") from None
         except (RuntimeError, TypeError, OverflowError) as error:  # as torch refuses sizes
             reason = str(error).partition("\n")[0]
             raise DataError(f"{folder / 'config.json'}: no model of these sizes can be made: {reason}") from error
         model.classes = _checked_classes(content.get("classes", {}), model.config.head, folder / "config.json")
-        model.load_weights(read_safetensors(folder / "model.safetensors"), str(folder / "model.safetensors"))
+        model.load_weights(read_safetensors(weights), str(weights))
         return model
 
     def load_weights(self, state: Mapping[str, Tensor], source: str) -> None:
         """Loads a complete state. Raises `DataError` that lists what does not fit."""
-        own = self.state_dict()
-        problems = [f"missing {key}" for key in own if key not in state]
-        problems += [f"unknown {key}" for key in state if key not in own]
+        self.check_shapes({key: list(value.shape) for key, value in state.items()}, source)
+        self.load_state_dict(dict(state))
+
+    def check_shapes(self, shapes: Mapping[str, list[int]], source: str) -> None:
+        """Raises `DataError` that lists what does not fit, unless these are the shapes of a complete state."""
+        own = {key: list(value.shape) for key, value in self.state_dict().items()}
+        problems = [f"missing {key}" for key in own if key not in shapes]
+        problems += [f"unknown {key}" for key in shapes if key not in own]
         problems += [
-            f"{key} is {list(state[key].shape)}, expected {list(own[key].shape)}"
-            for key in own
-            if key in state and state[key].shape != own[key].shape
+            f"{key} is {shapes[key]}, expected {shape}"
+            for key, shape in own.items()
+            if key in shapes and shapes[key] != shape
         ]
         if problems:
             more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
             raise DataError(f"{source} does not fit this model: {'; '.join(problems[:5])}{more}")
-        self.load_state_dict(dict(state))
+
+
+def check_sizes(config: MBTConfig, shapes: Mapping[str, list[int]], source: str) -> None:
+    """Raises `DataError` if a model of `config` has other tensors than a file of weights, before it takes memory.
+
+    Args:
+        config: of the model; somebody else may have written it.
+        shapes: of the file's tensors.
+        source: the file, for messages.
+    """
+    try:
+        with torch.device("meta"):
+            model = MBT(config)
+    except MBTError:
+        raise
+    except (
+        Exception
+    ):  # a tokenizer of a plugin that needs values of its tensors; what is wrong is said where it is made
+        return
+    model.check_shapes(shapes, source)
 
 
 def _checked_classes(classes: Any, head: HeadConfig, source: Path) -> dict[str, list[str]]:

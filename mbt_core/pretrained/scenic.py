@@ -15,7 +15,7 @@ import torch
 
 from mbt_core.config import Experiment, MBTConfig
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import write_atomically
+from mbt_core.files import only_writer, write_atomically
 from mbt_core.model import MBT
 from mbt_core.model.stream import Stream
 from mbt_core.patch import PatchTokenizer
@@ -75,20 +75,21 @@ def convert_scenic(
     from mbt_core.pretrained.flax import checkpoint_file, read_params
 
     path, out = checkpoint_file(Path(path)), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists and is not empty; choose another --out")
-    experiment, model = model_from_arrays(read_params(path), str(path), sets)
-    outputs = experiment.model.head.outputs
-    if labels is not None:
-        if len(outputs) > 1:
-            raise ConfigError(f"--labels names the classes of one task, but there are {', '.join(outputs)}")
-        model.classes = {task: read_labels(Path(labels), count) for task, count in outputs.items()}
-    else:
-        model.classes = {task: [f"class_{i}" for i in range(count)] for task, count in outputs.items()}
-    model.save_pretrained(out)
-    header = f"# converted from {path}\n# mbt-fusion {__version__}\n"
-    write_atomically(out / "config.yaml", lambda file: file.write_text(header + to_yaml(experiment), "utf-8"))
-    return experiment, model
+    with only_writer(out):
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"{out} exists and is not empty; choose another --out")
+        experiment, model = model_from_arrays(read_params(path), str(path), sets)
+        outputs = experiment.model.head.outputs
+        if labels is not None:
+            if len(outputs) > 1:
+                raise ConfigError(f"--labels names the classes of one task, but there are {', '.join(outputs)}")
+            model.classes = {task: read_labels(Path(labels), count) for task, count in outputs.items()}
+        else:
+            model.classes = {task: [f"class_{i}" for i in range(count)] for task, count in outputs.items()}
+        model.save_pretrained(out)
+        header = f"# converted from {path}\n# mbt-fusion {__version__}\n"
+        write_atomically(out / "config.yaml", lambda file: file.write_text(header + to_yaml(experiment), "utf-8"))
+        return experiment, model
 
 
 def model_from_arrays(flat: Flat, source: str, sets: Iterable[str] = ()) -> tuple[Experiment, MBT]:

@@ -102,13 +102,13 @@ def describe(predictions: Predictions, place: int) -> Shown:
 
 def _truth(kind: TaskKind, target: Tensor, names: Sequence[str]) -> list[str]:
     if kind == "regression":
-        return [f"{value:.4g}" for value in target.reshape(-1).tolist()]
+        return [f"{value:.6g}" for value in target.reshape(-1).tolist()]
     places = [int(target)] if kind == "single" else target.nonzero()[:, 0].tolist()
     return [names[i] if i < len(names) else f"class_{i}" for i in places]
 
 
 def _text(kind: TaskKind, best: Sequence[tuple[str, float]]) -> list[str]:
-    return [f"{value:.4g}" if kind == "regression" else label for label, value in best]
+    return [f"{value:.6g}" if kind == "regression" else label for label, value in best]
 
 
 class Drawer:

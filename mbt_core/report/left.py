@@ -8,7 +8,7 @@ from typing import Any
 
 from mbt_core.config import Experiment
 from mbt_core.data.manifest import Manifest
-from mbt_core.data.source import open_manifest, other_data
+from mbt_core.data.source import evaluated_data, open_manifest
 from mbt_core.errors import MBTError
 from mbt_core.evaluate.table import FILE, PREFIX, Predictions, read_predictions
 from mbt_core.model import MBT
@@ -61,7 +61,7 @@ def open_left(folder: Path) -> Left:
     if model is not None:
         try:
             other = predictions.about.data if predictions else None
-            config = experiment.data if other is None else other_data(experiment.data, other)
+            config = experiment.data if other is None else evaluated_data(experiment.data, other)
             manifest = open_manifest(config, model.modalities, head, model.classes)
         except MBTError as error:
             why = str(error)

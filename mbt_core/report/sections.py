@@ -15,7 +15,7 @@ import torch
 from mbt_core.config import BackboneConfig, HeadConfig, TaskKind
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
-from mbt_core.evaluate.metrics import lower_is_better, metric_names
+from mbt_core.evaluate.metrics import base_name, lower_is_better, metric_names
 from mbt_core.evaluate.table import Predictions
 from mbt_core.page.colours import names_of
 from mbt_core.page.html import percent
@@ -84,11 +84,9 @@ def shown(name: str, value: float) -> str:
     """A metric as text: shares of right answers in per cent."""
     if math.isnan(value):
         return "\N{EN DASH}"
-    return percent(value) if _base(name) in ("top1", "top5") else f"{value:.3f}"
-
-
-def _base(name: str) -> str:
-    return name.partition("[")[0].rpartition("/")[2]
+    if base_name(name) in ("top1", "top5"):
+        return percent(value)
+    return f"{value:.4g}" if base_name(name) in ("mae", "rmse") else f"{value:.3f}"
 
 
 def facts(left: Left) -> list[tuple[str, str]]:
@@ -181,7 +179,11 @@ def curves(left: Left) -> list[Drawn]:
         ]
         best = (min if lower_is_better(name) else max)(points[ALL], key=lambda point: point[1])
         caption = f"On val; best {shown(name, best[1])} at step {best[0]:,}"
-        alone = "; each colour is what one modality's own prediction reaches" if any(points[m] for m in colours) else ""
+        alone = (
+            "; each colour is what one modality's own prediction reaches on the clips that have it"
+            if any(points[m] for m in colours)
+            else ""
+        )
         found.append(Drawn(name, figures.lines(drawn_lines, within=limits(metric)), f"{caption}{alone}."))
     for name, title, caption in (
         ("lr", "Learning rate", "As it was scheduled: warm-up, then a cosine down to zero."),
@@ -199,7 +201,7 @@ def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> 
 
 def limits(name: str) -> tuple[float, float] | None:
     """What the values of a metric cannot leave, where there is such a thing."""
-    return (0.0, 1.0) if _base(name) in ("top1", "top5", "mAP") else None
+    return (0.0, 1.0) if base_name(name) in ("top1", "top5", "mAP") else None
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> str:
@@ -209,8 +211,10 @@ def _lowest(points: Sequence[tuple[int, float]]) -> str:
     return f"The loss on val is lowest ({value:.3f}) at step {step:,}{end}."
 
 
-def metrics_table(metrics: Mapping[str, float], modalities: Sequence[str]) -> Table:
-    """A row a metric, a column for all modalities together and each alone."""
+def metrics_table(predictions: Predictions | None, modalities: Sequence[str]) -> Table:
+    """A row a metric, a column for all modalities together and each alone; above them of how many clips a column is."""
+    found = predictions.found if predictions else None
+    metrics = found.metrics() if found else {}
     names = list(dict.fromkeys(name.partition("[")[0] for name in metrics))
     alone = [m for m in modalities if any(f"{name}[{m}]" in metrics for name in names)] if len(modalities) > 1 else []
 
@@ -218,6 +222,8 @@ def metrics_table(metrics: Mapping[str, float], modalities: Sequence[str]) -> Ta
         return shown(key, metrics[key]) if key in metrics else ""
 
     rows = [[name, cell(name), *(cell(f"{name}[{m}]") for m in alone)] for name in names]
+    if found and rows:
+        rows.insert(0, ["clips", *(f"{found.examples[source]:,}" for source in (FUSED, *alone))])
     return Table(["", ALL if alone else "value", *alone], rows)
 
 
@@ -227,19 +233,31 @@ def subset_tables(predictions: Predictions) -> list[Table]:
     if not about.subsets:
         return []
     names = list(dict.fromkeys(n for metrics in about.subsets.values() for n in metrics if "[" not in n))
+    names = [name for name in names if name != "examples"]
     rows = [
-        [subset, *(shown(n, metrics[n]) if n in metrics else "" for n in names)]
+        [subset, _count(metrics), *(shown(n, metrics[n]) if n in metrics else "" for n in names)]
         for subset, metrics in about.subsets.items()
     ]
-    caption = "The same model with only these modalities given to it."
-    found = [Table(["modalities", *names], rows, caption)]
-    changes = [[c["from"], c["adding"], c["task"], percent(c["gained"]), percent(c["lost"])] for c in about.confusion]
+    which = "each on the clips that have any of them: their numbers differ"
+    if about.rows == "common":
+        which = "on the same clips, those that every row of this table answers"
+    caption = f"The same model with only these modalities given to it, {which}."
+    found = [Table(["modalities", "clips", *names], rows, caption)]
+    changes = [
+        [c["from"], c["adding"], c["task"], _count(c), percent(c["gained"]), percent(c["lost"])]
+        for c in about.confusion
+    ]
     if changes:
-        columns = ["from", "adding", "task", "wrong to right", "right to wrong"]
+        columns = ["from", "adding", "task", "clips", "wrong to right", "right to wrong"]
         found.append(
             Table(columns, changes, "Of all clips that have these modalities: what adding one does to answers.")
         )
     return found
+
+
+def _count(of: Mapping[str, Any]) -> str:
+    """The number of examples; nothing where an older file does not tell it."""
+    return f"{of['examples']:,}" if "examples" in of else ""
 
 
 def task_section(task: str, predictions: Predictions, modalities: Sequence[str]) -> TaskSection:
@@ -329,10 +347,11 @@ def _calibration(task: str, kind: TaskKind, found: Evaluation, modalities: Seque
         return []
     errors = ", ".join(f"{name} {percent(curve.error)}" for name, (_, curve) in curves_of.items())
     sure, right = _means(curves_of[ALL][1])
+    alone = " (a modality's own on the clips that have it)" if len(curves_of) > 1 else ""
     verdict = "surer than it is right" if sure > right else "less sure than it is right"
     caption = (
         f"Below the dashed line the model is surer than it should be. On average it is {percent(sure)} sure and "
-        f"{percent(right)} right: {verdict}. Expected calibration error: {errors}. "
+        f"{percent(right)} right: {verdict}. Expected calibration error: {errors}{alone}. "
         f"Below: how many answers are so sure; above, fewer than {figures.FEWEST} have no point."
     )
     return [Drawn("Calibration", figures.calibration(curves_of), caption)]

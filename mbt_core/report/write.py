@@ -121,7 +121,7 @@ def render_report(contents: Contents) -> str:
         data=sections.data_table(left),
         config=to_yaml(left.experiment),
         headline=sections.headline(metrics, head, predictions) if predictions else [],
-        metrics=sections.metrics_table(metrics, modalities),
+        metrics=sections.metrics_table(predictions, modalities),
         subsets=sections.subset_tables(predictions) if predictions else [],
         missing=drawn_curves(predictions.about, head) if predictions else [],
         failed=[(predictions.ids[place], failed[place]) for place in list(failed)[:UNREADABLE]] if predictions else [],

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from mbt_core.data.collate import Batch, Preprocess
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, classify
 from mbt_core.run import Run
 from mbt_core.serve.reading import Readers, Reading
@@ -27,7 +28,7 @@ from mbt_core.serve.upload import Received, Refused, receive
 from mbt_core.training.processes import Hardware
 from mbt_core.version import __version__
 
-GONE = "the client went away"
+GONE, ENDING = "the client went away", "the service is ending; send it again"
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,18 @@ class Service:
         self.run, self.limits = run, limits
         self.fabric = Hardware(device).fabric(run.experiment.train.precision)
         self.model = run.model.to(self.fabric.device).eval()
+        rows_at_once(self.model, 1, run.experiment.evaluate.views)  # or no file could be classified
         self.preprocess = Preprocess(self.model.modalities).to(self.fabric.device)
         self.turn = asyncio.Lock()
         self.active = 0
+        self.ending = False
+        self.arriving: set[asyncio.Timeout] = set()
+
+    def end(self) -> None:
+        """Refuses what has not arrived, and what waits for its turn; what is in work is finished."""
+        self.ending = True
+        for upload in self.arriving:
+            upload.reschedule(asyncio.get_running_loop().time())
 
     def __enter__(self) -> Self:
         experiment, limits = self.run.experiment, self.limits
@@ -93,7 +103,7 @@ class Service:
         try:
             with tempfile.TemporaryDirectory(dir=self.folder.name) as folder:
                 received = await self._receive(request, Path(folder) / "upload")
-                batch = await self.readers.read(received.path, partial(_still_there, request))
+                batch = await self.readers.read(received.path, partial(self._check_wanted, request))
             async with self.turn:
                 await _still_there(request)
                 found = await asyncio.to_thread(self.classify, batch, top)
@@ -106,13 +116,25 @@ class Service:
     async def _receive(self, request: Request, path: Path) -> Received:
         headers, limits = request.headers, self.limits
         kind, length = headers.get("content-type", ""), headers.get("content-length")
+        upload = asyncio.timeout(0 if self.ending else limits.upload_timeout)
+        self.arriving.add(upload)
         try:
-            async with asyncio.timeout(limits.upload_timeout):
+            async with upload:
                 return await receive(kind, length, request.stream(), path, limits.max_bytes)
         except TimeoutError:
+            if self.ending:
+                raise Refused(503, ENDING) from None
             raise Refused(408, f"the request took longer than {limits.upload_timeout:g} s to arrive") from None
         except ClientDisconnect:
             raise Refused(400, GONE) from None
+        finally:
+            self.arriving.discard(upload)
+
+    async def _check_wanted(self, request: Request) -> None:
+        """Raises `Refused` if reading the file is of no use any more."""
+        if self.ending:
+            raise Refused(503, ENDING)
+        await _still_there(request)
 
     @torch.inference_mode()
     def classify(self, batch: Batch, top: int) -> FilePrediction:

@@ -95,7 +95,7 @@ class Sweep:
         process is training.
 
         Raises:
-            Interrupted: after Ctrl-C or SIGTERM; the state of the cell is saved.
+            Interrupted: after Ctrl-C, SIGTERM or SIGHUP; the state of the cell is saved.
         """
         watcher, shared, todo = watcher or Watcher(), SharedCache(), self.todo()
         hardware = Hardware(device)
@@ -185,6 +185,7 @@ def differences(wanted: Experiment, found: Experiment, filled: Sequence[str] | N
     """
     left = set() if wanted.model.head.outputs else set(OPEN)
     left |= set() if wanted.data.path else {"data.path"}
+    left |= {"model.head.scales"} if wanted.model.head.scales is None else set()
 
     def compare(one: Any, other: Any, path: str) -> list[str]:
         if (path in left or one == "auto") and (filled is None or path in filled or path == "data.path"):

@@ -17,6 +17,7 @@ from mbt_core.data.missing import Losses
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate, merge
+from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.model import MBT
 from mbt_core.training.lower import KeptTokens, Lower, Restore
 from mbt_core.training.memory import DEFAULT_BATCH
@@ -89,7 +90,8 @@ def evaluate_split(
     dataset = make_dataset(experiment, model, manifest, training=False, views=views, cache=cache, lower=lower)
     trained = experiment.train.batch_size
     batch_size = config.batch_size or (trained if isinstance(trained, int) else DEFAULT_BATCH)
-    sampler = EvalSampler(rows, max(1, batch_size // views // team.world), team.rank, team.world)
+    at_once = rows_at_once(model, max(1, batch_size // team.world), views)
+    sampler = EvalSampler(rows, at_once, team.rank, team.world)
     most = max(team.gather_everywhere(len(sampler)))
     loader = make_loader(dataset, sampler, experiment.data.workers, device)
     copy = Copier(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import platform
 import re
 import subprocess
@@ -12,21 +12,26 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
-from mbt_core.errors import ConfigError, InUseError
-from mbt_core.files import write_atomically
+from mbt_core.errors import ConfigError, DataError, InUseError
+from mbt_core.files import locked, read_json, write_atomically
 from mbt_core.schema import validate
 from mbt_core.settings import read_yaml, to_yaml
 from mbt_core.training.launch import place
 from mbt_core.version import __version__
 
+if TYPE_CHECKING:  # the command line reads folders before it needs tables
+    from mbt_core.data.manifest import Manifest
+
 LOCK = ".training"
 """File of a run folder that the process which trains there holds locked."""
 DATA, FILLED = "data", "filled from the data:"
 """What lines of ``config.yaml``'s header begin with: the digest of the rows, and the settings that were left open."""
+FINGERPRINT = "data.json"
+"""File in the folder of the state: what tells whether the data are still those that the run was trained on."""
 
 
 class RunFolder:
@@ -79,30 +84,22 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[InUseError | None]:
         """Keeps other processes from training here; of several processes of a run the first one does.
-
-        The lock belongs to this process: none that it starts or forks inherits it, and it ends with the process. Where
-        files cannot be locked there is none.
+        See `mbt_core.files.locked`.
 
         Yields:
             None; the error to raise if another process is training here.
         """
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
-        lock = self.path / LOCK
-        file, refused = None, None
-        try:
-            file = _lock(lock) if place().rank == 0 else None
-        except InUseError as error:
-            refused = error
-        try:
-            yield refused
-        finally:
-            if file is not None:
-                with suppress(OSError):
-                    lock.unlink()  # while it is still locked: who opens it now sees that it is gone
-                os.close(file)
-            for path in made:
-                with suppress(OSError):  # of a run that never began
-                    path.rmdir()
+        if place().rank != 0:
+            yield None
+            return
+        with locked(self.path / LOCK) as free:
+            yield (
+                None
+                if free
+                else InUseError(
+                    f"another process is training in {self.path}; wait for it, stop it, or choose another --out"
+                )
+            )
 
     def check_unused(self) -> None:
         """Raises `ConfigError` if the folder holds anything."""
@@ -111,14 +108,16 @@ class RunFolder:
                 f"{self.path} exists and is not empty; go on with it by --resume {self.path}, or choose another --out"
             )
 
-    def start(self, experiment: Experiment, command: str, asked: Experiment | None = None, data: str = "") -> None:
+    def start(
+        self, experiment: Experiment, command: str, asked: Experiment | None = None, data: Manifest | None = None
+    ) -> None:
         """Creates the folder, writes ``config.yaml`` and copies the files that belong to the model.
 
         Args:
             experiment: resolved.
             command: that trains it.
             asked: the experiment before it was resolved.
-            data: the digest of the rows that are used.
+            data: that it is trained on.
 
         Raises:
             ConfigError: if the folder holds anything.
@@ -126,11 +125,42 @@ class RunFolder:
         self.check_unused()
         tree = portable(experiment)
         copy_attached(experiment, tree, self.path)
-        lines = [*_provenance(command), *([f"{DATA} {data}"] if data else [])]
+        lines = [*_provenance(command), *([f"{DATA} {data.digest()}"] if data else [])]
         if asked is not None:
             lines.append(f"{FILLED} {', '.join(changed(portable(asked), tree)) or 'nothing'}")
         header = "".join(f"# {line}\n" for line in lines)
         write_atomically(self.config_file, lambda path: path.write_text(header + to_yaml(tree), encoding="utf-8"))
+        if data is not None:
+            self._note_fingerprint(data)
+
+    def _note_fingerprint(self, data: Manifest) -> None:
+        text = json.dumps(data.fingerprint(), indent=1, ensure_ascii=False)
+        write_atomically(self.state / FINGERPRINT, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def accept(self, data: Manifest) -> None:
+        """Notes that the run goes on with these data, whatever it was trained on before."""
+        self._note_fingerprint(data)
+        text = self.config_file.read_text(encoding="utf-8")
+        noted = re.sub(rf"^# {DATA} \S+$", f"# {DATA} {data.digest()}", text, count=1, flags=re.MULTILINE)
+        write_atomically(self.config_file, lambda path: path.write_text(noted, encoding="utf-8"))
+
+    def changes(self, data: Manifest) -> list[str]:
+        """In what the data differ from those that the run was trained on; empty also if that is not known.
+
+        Raises:
+            DataError: if what was noted of them cannot be read.
+        """
+        path = self.state / FINGERPRINT
+        if not path.exists():  # of an earlier version
+            noted = self.noted(DATA)
+            return [] if noted in (None, data.digest()) else ["ids, labels or splits of its rows"]
+        before, now = read_json(path), data.fingerprint()
+        if not isinstance(before, dict) or not all(isinstance(value, str) for value in before.values()):
+            raise DataError(f"{path}: not what is noted of a run's data; delete it to go on without")
+        differing = [part for part in dict.fromkeys((*before, *now)) if before.get(part) != now.get(part)]
+        if "rows" in differing:  # of other rows all else differs
+            differing = [part for part in differing if part in ("rows", "classes") or part.startswith("split ")]
+        return [_change(part, before.get(part, ""), now.get(part, "")) for part in differing]
 
     def clean(self) -> None:
         """Removes what a killed process left half written."""
@@ -181,28 +211,10 @@ def is_temporary(path: Path) -> bool:
     return path.name == LOCK or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
-def _lock(path: Path) -> int | None:
-    """The locked file, made with its folder; None: it cannot be made or locked here. Raises `InUseError`."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # a folder that cannot be written to says so where it matters
-        return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        held = not os.path.samestat(os.fstat(file), path.stat())
-    except (BlockingIOError, PermissionError, FileNotFoundError):
-        held = True
-    except OSError:  # the file system has no locks
-        held = False
-    if held:
-        os.close(file)
-        raise InUseError(f"another process is training in {path.parent}; wait for it, stop it, or choose another --out")
-    return file
+def _change(part: str, before: str, now: str) -> str:
+    """A part of the data's fingerprint that has changed, with the number of its rows if that has."""
+    was, are = before.partition(" ")[0] or "none", now.partition(" ")[0] or "none"
+    return part if was == are else f"{part} ({was} before, {are} now)"
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str = "") -> list[str]:

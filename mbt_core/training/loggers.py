@@ -43,14 +43,14 @@ class JsonLines(Listener):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; a last line that a killed process left unfinished is dropped."""
+    """The lines of a ``metrics.jsonl``; those that are none, as a killed process or a bad disk leaves, are dropped."""
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text().splitlines():
+    for text in path.read_bytes().splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):  # bytes that are not UTF-8 are a ValueError too
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

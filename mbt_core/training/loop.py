@@ -46,6 +46,10 @@ TWICE = 2.0
 """Seconds within which a second signal is the same wish: a launcher passes on what the terminal has sent already."""
 
 
+HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+"""What a terminal sends when it is closed, where there is such a signal."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop; its state is saved. All its processes raise it at the same step.
 
@@ -169,7 +173,7 @@ class Trainer:
         """Trains from `progress.step` to the plan's end.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM; the state is saved.
+            Interrupted: after SIGINT, SIGTERM or SIGHUP; the state is saved.
             MBTError: the loss is not finite, or memory is out.
         """
         batches, copy = iter(loader), Copier(self.fabric.device)
@@ -372,8 +376,10 @@ class Trainer:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM lets the step finish and saves; the second one ends at once."""
+        """The first SIGINT, SIGTERM or SIGHUP lets the step finish and saves; the second one ends at once.
 
+        A SIGHUP that is ignored, as `nohup` has it, stays so.
+        """
         first = 0.0
 
         def ask(number: int, _: Any) -> None:
@@ -388,8 +394,9 @@ class Trainer:
 
         old: dict[int, Any] = {}
         try:
-            for asked in (signal.SIGINT, signal.SIGTERM):
-                old[asked] = signal.signal(asked, ask)
+            for asked in (signal.SIGINT, signal.SIGTERM, *HANG_UP):
+                if asked not in HANG_UP or signal.getsignal(asked) is not signal.SIG_IGN:
+                    old[asked] = signal.signal(asked, ask)
         except ValueError:  # not in the main thread: signals are somebody else's
             old = {}
         try:

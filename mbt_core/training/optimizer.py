@@ -14,6 +14,8 @@ from mbt_core.config import TrainConfig
 from mbt_core.errors import ConfigError
 from mbt_core.model import MBT
 from mbt_core.model.block import Block
+from mbt_core.model.fusion.base import Fusion
+from mbt_core.tokens import Tokenizer
 from mbt_core.training.sharding import is_sharded
 
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
@@ -33,7 +35,7 @@ def lr_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def freeze(model: MBT, config: TrainConfig) -> None:
-    """Sets `requires_grad` by ``train.tune`` and ``train.freeze``.
+    """Sets `requires_grad` by ``train.tune`` and ``train.freeze``; what a plugin has frozen itself stays so.
 
     Raises:
         ConfigError: for a pattern that matches no parameter, or if nothing is left to train.
@@ -42,7 +44,7 @@ def freeze(model: MBT, config: TrainConfig) -> None:
     for name, parameter in model.named_parameters():
         above = is_above(name, first) if config.tune == "fused" else name.startswith("head.")
         trained = config.tune == "all" or (above and not (config.tune == "head" and name.startswith("head.norms.")))
-        parameter.requires_grad_(trained)
+        parameter.requires_grad_(trained and name not in model.never_trained)
     names = [name for name, _ in model.named_parameters()]
     for pattern in config.freeze:
         matched = [name for name in names if fnmatch(name, pattern)]
@@ -57,11 +59,26 @@ def freeze(model: MBT, config: TrainConfig) -> None:
 
 
 def set_training(model: nn.Module) -> None:
-    """Training mode, but for blocks in which nothing is trained: these draw nothing, as when their result is kept."""
+    """Training mode, but for what is not trained: it draws nothing, its statistics stay, as when its result is kept.
+
+    That is blocks, and in tokenizers and the fusion strategy every module with parameters none of which is trained.
+    """
     model.train()
-    for block in model.modules():
-        if isinstance(block, Block) and not any(p.requires_grad for p in block.parameters()):
-            block.eval()
+    for module in model.modules():
+        if isinstance(module, Block):
+            _rest(module, whole=True)
+        elif isinstance(module, Tokenizer | Fusion):
+            _rest(module)
+
+
+def _rest(module: nn.Module, whole: bool = False) -> None:
+    """Evaluation mode for a module in which nothing is trained; else, unless it counts as a `whole`, for such parts."""
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+    elif not whole:
+        for child in module.children():
+            _rest(child)
 
 
 def is_above(name: str, layer: int) -> bool:

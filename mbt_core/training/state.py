@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mbt_core.config import TrainConfig
+from mbt_core.config import MBTConfig, TrainConfig
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.files import read_metadata, read_safetensors, write_safetensors
+from mbt_core.files import read_metadata, read_safetensors, read_shapes, write_safetensors
+from mbt_core.model.mbt import check_sizes
 from mbt_core.training.optimizer import named_state
 from mbt_core.training.sharding import like, whole
 
@@ -78,6 +79,17 @@ def save_state(
     tensors = {f"model.{k}": v for k, v in model_state.items()}
     tensors |= {f"optimizer.{k}": v for k, v in optimizer_state.items()}
     write_safetensors(folder / FILE, tensors, {"progress": json.dumps(asdict(progress))})
+
+
+def check_state(folder: Path, config: MBTConfig) -> None:
+    """Raises `DataError` if there is a state of a model of other sizes; a damaged one is found by `load_state`."""
+    path = folder / FILE
+    try:
+        shapes = read_shapes(path, "model.")
+    except DataError:
+        return
+    if shapes:
+        check_sizes(config, shapes, str(path))
 
 
 def read_progress(folder: Path) -> Progress | None:

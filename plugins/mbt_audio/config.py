@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.schema import Auto, ModalityConfig, check_sample
 
 FRAME_RATE = 100
 """Spectrogram frames a second."""
@@ -18,25 +18,25 @@ class AudioConfig(ModalityConfig):
 
     kind: str = "audio"
     """The kind of modality."""
-    seconds: PositiveFloat | Auto = 8.0
+    seconds: Annotated[PositiveFloat, Field(le=86_400)] | Auto = 8.0
     """Length of the window, rounded to 10 ms; ``auto``: what nine of ten clips fit into, at most 8."""
-    rate: Annotated[PositiveInt, Field(multiple_of=FRAME_RATE)] = 16_000
+    rate: Annotated[PositiveInt, Field(multiple_of=FRAME_RATE, le=10_000_000)] = 16_000
     """Samples a second to which the sound is resampled; a multiple of 100."""
-    mel_bins: PositiveInt = 128
+    mel_bins: Annotated[PositiveInt, Field(le=4096)] = 128
     """Mel bins (HTK) from 0 to 8000 Hz, or to half of `rate` if that is less."""
     patch: tuple[PositiveInt, PositiveInt] = (16, 16)
     """Patch as [time, mel], in frames of 10 ms and mel bins."""
-    channels: PositiveInt = 1
+    channels: Annotated[PositiveInt, Field(le=1024)] = 1
     """Channels the spectrogram is repeated to; the released models have 3."""
     mean: float | Auto = "auto"
     """Subtracted from the log-mel values; ``auto``: the training data's mean (released models: 1.102)."""
     std: PositiveFloat | Auto = "auto"
     """The log-mel values are divided by it; ``auto``: the training data's deviation (released models: 2.762)."""
-    time_masks: Annotated[int, Field(ge=0)] = 0
+    time_masks: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of time masks in training (SpecAugment, arXiv 1904.08779); 0: off."""
     time_mask_frames: PositiveInt = 192
     """Bound on the length of a time mask, in frames of 10 ms; lengths are drawn below it (the paper: 192)."""
-    freq_masks: Annotated[int, Field(ge=0)] = 0
+    freq_masks: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of frequency masks in training; 0: off."""
     freq_mask_bins: PositiveInt = 48
     """Bound on the width of a frequency mask, in mel bins; widths are drawn below it (the paper: 48)."""
@@ -50,6 +50,9 @@ class AudioConfig(ModalityConfig):
                 f"patch {list(self.patch)} spans more frames than the {self.frames} of {self.seconds} s; "
                 f"give at least {self.patch[0] / FRAME_RATE} seconds or a shorter patch"
             )
+        if self.seconds != "auto":
+            # each frame is transformed with the samples around it
+            check_sample(self.frames * max(4 * self.hop, self.mel_bins * self.channels), "seconds, rate and mel_bins")
         return self
 
     @property

@@ -13,6 +13,7 @@ Annotation files: ``EPIC_100_train.csv``, ``EPIC_100_validation.csv``, ``EPIC_10
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,7 +99,7 @@ def _media(
 def _frame_folder(folder: MediaFolder, video: str) -> str:
     """The folder of the video's RGB frames, one that holds pictures itself; ``""`` if there is none."""
     for path in folder.folders.get(video, ()):
-        with os.scandir(folder.root / path) as entries:
+        with suppress(OSError), os.scandir(folder.root / path) as entries:  # one that cannot be listed holds none
             if any(entry.name.lower().endswith(PICTURES) for entry in entries):
                 return path
     return ""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, PictureConfig
+from mbt_core.schema import Auto, Count, PictureConfig, Seconds, check_sample
 
 LARGEST_INTERVAL = 0.5
 
@@ -23,9 +23,9 @@ class FlowConfig(PictureConfig):
     source: Literal["video", "npy", "jpeg"] = "video"
     """``video``: computed from the clip's frames by DIS; ``npy``: an array [2, fields, height, width] of displacements
     in its own pixels; ``jpeg``: a folder with the sub-folders ``u`` and ``v`` of numbered pictures (Epic-Kitchens)."""
-    frames: PositiveInt = 8
+    frames: Count = 8
     """Fields of a sample."""
-    seconds: PositiveFloat | Auto | None = 8.0
+    seconds: Seconds | Auto | None = 8.0
     """Span over which the fields are spread evenly; null: the whole clip; ``auto``: what nine of ten clips fit into, at
     most 8."""
     interval: Annotated[float, Field(gt=0, le=LARGEST_INTERVAL)] = 0.04
@@ -52,6 +52,7 @@ class FlowConfig(PictureConfig):
     def _consistent(self) -> FlowConfig:
         if self.tubelet > self.frames:
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
+        check_sample(2 * self.frames * self.scaled_side**2, "frames and size (or short_side)")
         if self.scaled_side < min(self.sides):
             raise ValueError(f"short_side {self.short_side} is less than the {min(self.sides)} pixels of the crop")
         return self

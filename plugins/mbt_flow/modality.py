@@ -145,6 +145,10 @@ class Flow(Modality):
         index = np.clip(np.floor(times * self._rate(clip) + 1e-6), 0, clip.shape[1] - 1).astype(int)
         field = clip.array(index.tolist())
         if config.source == "jpeg":
+            if field.max() > LEVELS:
+                raise MediaError(
+                    f"{clip.name}: levels up to {field.max():g}, expected 0 to {LEVELS}: pictures of 8 bits"
+                )
             field = (field - NO_MOTION) * np.float32(2 * config.bound / LEVELS)
         if not np.isfinite(field).all():
             raise MediaError(f"{clip.name}: some displacements are missing or infinite; repair the file")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, PictureConfig
+from mbt_core.schema import Auto, Count, PictureConfig, Seconds, check_sample
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveFloat, PositiveFloat]
@@ -25,18 +25,18 @@ class RgbConfig(PictureConfig):
 
     kind: str = "rgb"
     """The kind of modality."""
-    frames: PositiveInt | Auto = 8
+    frames: Count | Auto = 8
     """Frames of a sample; ``auto``: 1 for stills (with `tubelet` 1), 8 for videos."""
-    seconds: PositiveFloat | Auto | None = 8.0
+    seconds: Seconds | Auto | None = 8.0
     """Span over which the frames are spread evenly; null: the whole clip; ``auto``: what nine of ten clips fit into,
     at most 8. Not to be given with `stride`."""
-    stride: PositiveInt | None = None
+    stride: Count | None = None
     """Take every n-th frame of a video of `rate`, instead of spreading frames over `seconds` (released models: 2)."""
     rate: PositiveFloat = 25.0
     """Frames a second that `stride` counts in, whatever the file's own."""
     tubelet: PositiveInt = 1
     """Frames of a patch (released models: 2)."""
-    sample_frames: PositiveInt | None = None
+    sample_frames: Count | None = None
     """The tokenizer chooses this many of the frames by the reference's ``temporal_sampling`` and stacks them to one
     tall picture before it is cut into patches."""
     mean: Statistic = 0.5
@@ -79,6 +79,9 @@ class RgbConfig(PictureConfig):
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
         if self.sample_frames is not None and self.tubelet != 1:
             raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (came: {self.tubelet})")
+        if self.frames != "auto":
+            pixels = max(self.scaled_side**2, math.prod(self.read_sides))
+            check_sample(3 * self.frames * pixels, "frames and size (or short_side, scale_jitter)")
         if self.scaled_side < min(self.read_sides):
             raise ValueError(
                 f"short_side {self.scaled_side} is less than the {min(self.read_sides)} pixels that a crop of size "

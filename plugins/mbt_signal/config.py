@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.schema import Auto, ModalityConfig, check_sample
 
 Statistic = float | list[float]
 SPECTROGRAM_FIELDS = ("fft", "hop", "log_mean", "log_std")
@@ -20,18 +20,21 @@ class SignalConfig(ModalityConfig):
     for.
     """
 
+    of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std", "log_mean", "log_std")
     kind: str = "signal"
     """The kind of modality."""
-    channels: PositiveInt | Auto = "auto"
+    channels: Annotated[PositiveInt, Field(le=65_536)] | Auto = "auto"
     """Channels of the input; ``auto``: those of the files."""
     select: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     """Which channels of a file to take, in this order, counted from 0; not given: all."""
+    columns: Annotated[list[str], Field(min_length=1)] | None = None
+    """The same by name, of .csv and .parquet files; channels without a name are called by their number."""
     source_rate: PositiveFloat | None = None
     """Samples a second in files that do not say it themselves (all but .wav); not given: `rate`."""
-    rate: PositiveFloat | Auto = "auto"
+    rate: Annotated[PositiveFloat, Field(le=1e10)] | Auto = "auto"
     """Samples a second to which the signal is resampled; ``auto``: that of the files, and 1 where it is not known, so
     that seconds count samples."""
-    seconds: PositiveFloat | Auto = "auto"
+    seconds: Annotated[PositiveFloat, Field(le=1e9)] | Auto = "auto"
     """Length of the window; ``auto``: what nine of ten recordings fit into, at most about 128 patches."""
     mean: Statistic | Auto = "auto"
     """Subtracted from the values; a number or one per channel; ``auto``: the training data's, per channel."""
@@ -44,7 +47,7 @@ class SignalConfig(ModalityConfig):
     patch: PositiveInt | tuple[PositiveInt, PositiveInt] | Auto = "auto"
     """Samples of a patch, or with a spectrogram [time, frequency]; ``auto``: for at most about 128 patches, or
     [16, 16]."""
-    fft: Annotated[int, Field(ge=4)] | Auto = "auto"
+    fft: Annotated[int, Field(ge=4, le=1_048_576)] | Auto = "auto"
     """Spectrogram: samples of a Fourier transform, which gives fft / 2 frequencies; ``auto``: four times `hop`, at
     least 64."""
     hop: PositiveInt | Auto = "auto"
@@ -57,7 +60,7 @@ class SignalConfig(ModalityConfig):
     """Deviation of noise added in training, in standard deviations of a channel (usual: 0.05); 0: off."""
     scaling: NonNegativeFloat = 0.0
     """Deviation around 1 of a factor per channel in training (usual: 0.1); 0: off."""
-    time_masks: NonNegativeInt = 0
+    time_masks: Annotated[NonNegativeInt, Field(le=1000)] = 0
     """Number of spans set to the mean in training; 0: off."""
     time_mask_seconds: PositiveFloat | None = None
     """Bound on the length of such a span; lengths are drawn below it; not given: a tenth of the window."""
@@ -67,8 +70,11 @@ class SignalConfig(ModalityConfig):
         if self.patch != "auto" and isinstance(self.patch, int) != (self.view == "patches"):
             expected = "a number of samples" if self.view == "patches" else "[time, frequency]"
             raise ValueError(f"patch {self.patch} does not fit view {self.view!r}: expected {expected}")
-        if self.select is not None and self.channels not in ("auto", len(self.select)):
-            raise ValueError(f"channels is {self.channels}, but select names {len(self.select)}")
+        if self.select is not None and self.columns is not None:
+            raise ValueError("select and columns both say which channels to take: give one of them")
+        for name, chosen in (("select", self.select), ("columns", self.columns)):
+            if chosen is not None and self.channels not in ("auto", len(chosen)):
+                raise ValueError(f"channels is {self.channels}, but {name} names {len(chosen)}")
         for name in ("mean", "std"):
             given = getattr(self, name)
             if isinstance(given, list) and self.channels not in ("auto", len(given)):
@@ -77,6 +83,7 @@ class SignalConfig(ModalityConfig):
             raise ValueError(f"std must be above 0, came {self.std}")
         if isinstance(self.fft, int) and (self.fft % 2 or (isinstance(self.hop, int) and self.fft < self.hop)):
             raise ValueError(f"fft {self.fft} must be even and not less than hop {self.hop}")
+        self._check_sizes()
         shape_known = not {"rate", "seconds", "patch", "fft", "hop"} & set(self.auto_fields())
         if shape_known and any(size < patch for size, patch in zip(self.size, self.patches, strict=True)):
             raise ValueError(
@@ -84,6 +91,14 @@ class SignalConfig(ModalityConfig):
                 f"{self.seconds} s at rate {self.rate} give"
             )
         return self
+
+    def _check_sizes(self) -> None:
+        channels = 1 if self.channels == "auto" else self.channels
+        if "auto" in (self.rate, self.seconds):
+            return
+        check_sample(channels * self.samples, "channels, rate and seconds")
+        if self.view == "spectrogram" and "auto" not in (self.hop, self.fft):
+            check_sample(channels * self.size[0] * self.known("fft"), "channels, rate, seconds, hop and fft")
 
     def auto_fields(self) -> list[str]:
         """Names of the fields still at ``"auto"`` that the view uses."""

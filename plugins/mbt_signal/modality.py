@@ -105,6 +105,10 @@ class Signal(Modality):
             config = _fill(config, **_log_statistics(config, np.stack(windows)))
         return config
 
+    def channels_of(self, names: Sequence[str], count: int) -> list[int] | None:
+        """See `Modality.channels_of`."""
+        return chosen_channels(self.config, names, count)
+
     def duration(self, clip: Clip) -> float | None:
         """Seconds of the recording at the rate that the file or the configuration gives."""
         seconds = clip.duration_of("array")
@@ -174,10 +178,12 @@ def read_recording(clip: Clip, config: SignalConfig) -> Recording:
     if x.ndim != 2 or not x.size:
         raise MediaError(f"{clip.name}: an array of {list(x.shape)}, expected [channels, samples]")
     shape, rate = x.shape, x.shape[1] / seconds if seconds else None
-    if config.select is not None:
-        if max(config.select) >= len(x):
-            raise MediaError(f"{clip.name}: select asks for channel {max(config.select)}, it has 0 to {len(x) - 1}")
-        x = x[config.select]
+    try:
+        chosen = chosen_channels(config, clip.columns if config.columns else (), len(x))
+    except DataError as error:
+        raise MediaError(f"{clip.name}: {error}") from None
+    if chosen is not None:
+        x = x[chosen]
     if not np.isfinite(x).all():
         if config.gaps == "interpolate":
             x = interpolated(x)
@@ -188,6 +194,18 @@ def read_recording(clip: Clip, config: SignalConfig) -> Recording:
                 f"sample {missing[0][1]}; repair the file, or set gaps=interpolate"
             )
     return Recording(clip.name, shape, x, rate)
+
+
+def chosen_channels(config: SignalConfig, names: Sequence[str], count: int) -> list[int] | None:
+    """Which of a file's `count` channels of these names to take; None: all. Raises `DataError` if it lacks one."""
+    if config.select is not None and max(config.select) >= count:
+        raise DataError(f"select asks for channel {max(config.select)}, it has 0 to {count - 1}")
+    if config.columns is None:
+        return config.select
+    missing = [name for name in config.columns if name not in names]
+    if missing:
+        raise DataError(f"columns asks for {missing[0]!r}, its channels are {', '.join(map(repr, names)) or 'unnamed'}")
+    return [list(names).index(name) for name in config.columns]
 
 
 def _fill(config: SignalConfig, **found: Any) -> SignalConfig:

@@ -18,7 +18,7 @@ class TextConfig(ModalityConfig):
     attached: ClassVar[tuple[str, ...]] = ("tokenizer",)
     kind: str = "text"
     """The kind of modality."""
-    max_length: Annotated[int, Field(ge=2)] | Auto = "auto"
+    max_length: Annotated[int, Field(ge=2, le=1_000_000)] | Auto = "auto"
     """Most tokens of a text, with the one that ends it; the rest is cut off. ``auto``: what nine of ten texts fit into,
     at most 256."""
     tokenizer: str | None = None

@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -34,8 +36,9 @@ def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
     shown = columns(done.out)
     assert done.out.startswith("test split, run\n")
     assert shown[0] == ["metric", "fused", "rgb", "audio"]
-    assert [row[0] for row in shown[1:]] == ["kind/top1", "kind/top5", "sum/top1", "loss"]
-    assert all(len(cell) == 6 for row in shown[1:] for cell in row[1:])
+    assert [row[0] for row in shown[1:]] == ["examples", "kind/top1", "kind/top5", "sum/top1", "loss"]
+    assert shown[1][1:] == ["9", "9", "9"]
+    assert all(len(cell) == 6 for row in shown[2:] for cell in row[1:])
 
     again = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
     assert again.code == 2
@@ -86,7 +89,7 @@ def test_eval(run, demo):
     done = mbt("eval", run.path, "--json")
     document = json.loads(done.out)
     assert (done.code, done.err) == (0, f"wrote {run.path / 'report.html'}\n")
-    assert list(document) == ["split", "examples", "failed", "metrics"]
+    assert list(document) == ["split", "examples", "failed", "metrics", "modalities"]
     assert (document["split"], document["examples"], document["failed"]) == ("test", 9, 0)
     assert document["metrics"] == pytest.approx(run.results, abs=1e-5)
     text = mbt("eval", run.path)
@@ -119,12 +122,12 @@ def test_eval_of_another_split_with_views(run):
 def test_eval_subsets(run):
     document = json.loads(mbt("eval", run.path, "--subsets", "--json").out)
     assert list(document["subsets"]) == ["rgb", "audio", "rgb+audio"]
-    assert document["subsets"]["rgb+audio"] == document["metrics"]
+    assert document["subsets"]["rgb+audio"] == {"examples": 9, **document["metrics"]}
     assert document["confusion"][0].keys() == {"from", "adding", "task", "lost", "gained", "examples"}
     text = mbt("eval", run.path, "--subsets").out
-    assert "subsets of the modalities\n" in text
+    assert "subsets of the modalities, on all 9 rows\n" in text
     assert "modality confusion\n" in text
-    assert ["from", "adding", "task", "right", "to", "wrong", "wrong", "to", "right"] in columns(text)
+    assert ["from", "adding", "task", "examples", "right", "to", "wrong", "wrong", "to", "right"] in columns(text)
 
 
 def test_predict(run, demo):
@@ -254,3 +257,40 @@ def test_what_looks_like_markup_is_printed_as_it_is(run, demo, tmp_path):
     odd = tmp_path / "[red]a :smile:.mp4"
     shutil.copy(clips_of(demo)[0], odd)
     assert mbt("predict", run.path, odd).out.startswith(f"{odd}  (rgb + audio)\n")
+
+
+HOLDER = """
+import sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from mbt_core.files import only_writer
+with ExitStack() as stack:
+    for out, part in zip(sys.argv[1::2], sys.argv[2::2]):
+        stack.enter_context(only_writer(Path(out), part))
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_command_writes_to_an_out(run, demo, tmp_path):
+    """Whatever it is that it writes: the second command is refused before it has worked for nothing."""
+    clip = clips_of(demo)[0]
+    commands = {
+        "embeddings.parquet": ["embed", run.path, "--data", demo],
+        "page.html": ["explain", run.path, clip],
+        "model.pt2": ["convert", "torch-export", run.path],
+        "shards": ["data", "pack", demo, "-m", "rgb", "--part", "1/2"],
+    }
+    held = [word for out in commands for word in (tmp_path / out, ".part-1-2" if out == "shards" else "")]
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, *held], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "writing\n"
+        for out, command in commands.items():
+            done = mbt(*command, "--out", tmp_path / out)
+            assert (done.code, "another process is writing there" in done.err) == (2, True), done.err
+            assert not (tmp_path / out).exists()
+        assert mbt("data", "pack", demo, "-m", "rgb", "--out", tmp_path / "shards", "--part", "0/2").code == 0
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert mbt(*commands["embeddings.parquet"], "--out", tmp_path / "embeddings.parquet").code == 0

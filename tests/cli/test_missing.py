@@ -58,13 +58,59 @@ def test_what_people_see(copied):
     assert "rows that lose a modality\n" in done.out
     assert "subsets of the modalities" not in done.out
     rows = [line.split() for line in done.out.splitlines()]
-    assert ["without", "fraction", "lost", "absent", "kept", "kind/top1", "kind/top5", "sum/top1", "loss"] in rows
-    assert ["audio", "0.25", "2", "0", "0"] in [row[:5] for row in rows]
+    assert [
+        "without",
+        "fraction",
+        "examples",
+        "lost",
+        "absent",
+        "kept",
+        "kind/top1",
+        "kind/top5",
+        "sum/top1",
+        "loss",
+    ] in rows
+    assert ["audio", "0.25", "9", "2", "0", "0"] in [row[:6] for row in rows]
     page = (copied / "report.html").read_text(encoding="utf-8")
     assert "As modalities go missing" in page
     assert page.count("% when all lose rgb, ") == 2  # a figure for each task
     assert mbt("eval", copied).code == 0
     assert "As modalities go missing" not in (copied / "report.html").read_text(encoding="utf-8")
+
+
+def test_subsets_are_compared_on_the_same_rows(copied, demo, tmp_path):
+    data = cells_of(demo, tmp_path / "gaps.csv", rgb=lambda i, _: i != 0, audio=lambda i, _: i not in (1, 2))
+
+    def evaluate(*options):
+        return mbt("eval", copied, "--data", data, "--subsets", *options)
+
+    document = json.loads(evaluate("--json").out)
+    assert (document["rows"], document["examples"]) == ("common", 9)
+    assert {name: found["examples"] for name, found in document["subsets"].items()} == dict.fromkeys(
+        ("rgb", "audio", "rgb+audio"), 6
+    )
+    assert document["modalities"] == {"rgb": {"examples": 8}, "audio": {"examples": 7}}
+    text = evaluate().out
+    assert "subsets of the modalities, on the 6 of 9 rows that all of them answer\n" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["examples", "9", "8", "7"] in lines
+    assert [line[:2] for line in lines if line[:1] == ["rgb+audio"]] == [["rgb+audio", "6"]]
+    page = (copied / "eval-gaps-test" / "report.html").read_text(encoding="utf-8")
+    assert "on the same clips, those that every row of this table answers" in page
+    own = json.loads(evaluate("--rows", "own", "--json").out)
+    assert own["rows"] == "own"
+    assert {name: found["examples"] for name, found in own["subsets"].items()} == {"rgb": 8, "audio": 7, "rgb+audio": 9}
+    assert own["subsets"]["rgb+audio"] == {"examples": 9, **own["metrics"]}
+    page = (copied / "eval-gaps-test" / "report.html").read_text(encoding="utf-8")
+    assert "each on the clips that have any of them: their numbers differ" in page
+
+
+def test_rows_are_chosen_for_subsets(copied):
+    for options, message in ((("--rows", "own"), "--rows chooses the rows of --subsets"),
+                             (("--subsets", "--rows", "al"), "--rows: unknown choice 'al'")):  # fmt: skip
+        done = mbt("eval", copied, *options)
+        assert done.code == 2
+        assert message in done.err
 
 
 def test_rows_that_lack_something_anyway(copied, demo, tmp_path):

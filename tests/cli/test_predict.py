@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -247,6 +249,69 @@ def test_names_and_messages_of_all_kinds_come_back(run, tmp_path):
             assert (odd[0].file, 0.1) in answers
             assert (odd[1].file, None) in answers
             assert (odd[1].file, 0.1) not in answers
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.csv"])
+def test_names_with_ends_of_lines_are_gone_on_with(run, demo, tmp_path, name):
+    names = ["a\rb.mp4", "c\nd.mp4", "e\r\nf.mp4", "g.mp4"]
+    for file in names:
+        shutil.copy(clips_of(demo)[0], tmp_path / file)
+    files, out = [tmp_path / file for file in names], tmp_path / name
+    assert mbt("predict", run.path, *files, "--out", out).code == 0
+    complete = out.read_bytes()
+    done = mbt("predict", run.path, *files, "--out", out, "--resume")
+    assert (done.code, done.err) == (0, f"0 answers added to {out}, 4 were there before\n")
+    assert out.read_bytes() == complete
+    at = complete.index(b"e\\r\\nf" if name.endswith("jsonl") else b"e\r\nf") + 4
+    out.write_bytes(complete[:at])  # killed in the middle of a name
+    done = mbt("predict", run.path, *files, "--out", out, "--resume")
+    assert (done.code, done.err) == (0, f"2 answers added to {out}, 2 were there before\n")
+    assert out.read_bytes() == complete
+
+
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.csv"])
+def test_one_command_writes_to_a_file_of_answers(run, demo, tmp_path, name):
+    """The second one is refused before it writes a line, with --resume too; nothing is lost."""
+    out, clip = tmp_path / name, clips_of(demo)[0]
+    script = f"""
+import sys, time
+from pathlib import Path
+from mbt_core.evaluate.answers import Answers
+from mbt_core.run import load
+with Answers(Path({str(out)!r}), load({str(run.path)!r}).model.config.head, 5, False):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+    other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "writing\n"
+        before = out.read_bytes()
+        for more in ([], ["--resume"]):
+            done = mbt("predict", run.path, clip, "--out", out, *more)
+            assert done.code == 2
+            assert f"--out {out}" in done.err
+            assert out.read_bytes() == before
+        assert "another process is writing there" in done.err
+    finally:
+        other.kill()
+        other.communicate()
+    assert mbt("predict", run.path, clip, "--out", out, "--resume").code == 0
+    assert len(answers_in(out)) == 1
+
+
+def test_an_entry_that_leads_to_itself_loses_no_other(run, demo, tmp_path):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    shutil.copy(clips_of(demo)[0], folder / "good.mp4")
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "gone.mp4").symlink_to("nowhere")
+    done = mbt("predict", run.path, folder, "--json")
+    assert done.code == 1
+    answers = {Path(answer["file"]).name: answer for answer in json.loads(done.out)}
+    assert list(answers) == ["gone.mp4", "good.mp4", "loop.mp4"]
+    assert answers["good.mp4"]["top"]
+    assert "there is no such file" in answers["gone.mp4"]["error"]
+    assert answers["loop.mp4"]["error"]
 
 
 def test_folders_are_walked_while_they_are_classified(run, demo, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -11,7 +12,36 @@ import torch
 from safetensors.torch import save_file
 
 import mbt_core as mbt
-from mbt_core.files import read_json, read_safetensors, write_atomically
+from mbt_core.errors import InUseError
+from mbt_core.files import only_writer, read_json, read_safetensors, write_atomically
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from mbt_core.files import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("writing", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_writes_to_a_file_at_a_time(tmp_path):
+    out = tmp_path / "new" / "answers.csv"
+    other = subprocess.Popen([sys.executable, "-c", WRITER, out], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(InUseError, match=rf"--out {out}: another process is writing there"), only_writer(out):
+            pass
+        with only_writer(out, ".part-1-2"):  # another part of the same folder
+            pass
+        other.kill()
+        other.wait()
+        with only_writer(out):  # a killed process holds nothing
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    assert os.listdir(tmp_path / "new") == []
 
 
 def test_written_in_one_go(tmp_path):

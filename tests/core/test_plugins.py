@@ -55,6 +55,27 @@ class Broken:
         return [mbt.FusionSpec("mine", "x:Y")]
 
 
+class Leaving:
+    @mbt.hookimpl
+    def mbt_modalities(self):
+        sys.exit("no licence here")
+
+
+def test_a_plugin_that_ends_the_process_is_left_out(installed, monkeypatch, tmp_path):
+    """While it is imported, while it is asked what it provides, and while what it provides is imported."""
+    for name in ("installed_leaving", "leaving_target"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.warns(PluginWarning, match="plugin 'leaving' is broken and left out: SystemExit: 3"):
+        found = installed(leaving=None, good=plugin("good"))
+    assert list(found.modalities) == ["good"]
+    found = installed(leaving=Leaving(), good=plugin("good"))
+    with pytest.warns(PluginWarning, match="plugin 'leaving' is broken and left out: SystemExit: no licence here"):
+        assert list(found.modalities) == ["good"]
+    with pytest.raises(mbt.MBTError, match="leaving_target:X cannot be loaded: SystemExit: 3"):
+        plugins.load_object("leaving_target:X")
+
+
 class Odd:
     @mbt.hookimpl
     def mbt_modalities(self, surprise):

@@ -3,11 +3,13 @@
 import io
 import json
 import pickle
+import resource
 import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
+import yaml
 
+from mbt_core import remote
+from mbt_core.evaluate import memory
 from mbt_core.media.shards import BLOCK, INDEX
+from mbt_core.training.state import load_state, read_progress, save_state
+from range_server import serving
 from small import clips_of, mbt, tiny_sets
 
 HEADER = "id,path,label,split\n"
@@ -286,3 +293,143 @@ def test_cells_of_a_manifest(manifest, rows, parts):
 def test_a_header_of_enormous_fields(manifest):
     manifest.write_text("id,path," + "x" * 1_000_000 + "\na,b,c\n")
     said(train("--data", manifest), 1, "malformed header: field larger than field limit")
+
+
+@pytest.fixture
+def theirs(run, tmp_path, monkeypatch):
+    """A function that gives a copy of a run whose data are somewhere else, as if it had been downloaded."""
+    monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "_asked", set())
+    monkeypatch.setattr(remote, "PAUSES", ())
+
+    def make(data, name="theirs"):
+        folder = shutil.copytree(run.path, tmp_path / name)
+        config = folder / "config.yaml"
+        lines = [f"  path: {data}\n" if ln.startswith("  path: ") else ln for ln in config.read_text().splitlines(True)]
+        config.write_text("".join(lines))
+        assert f"path: {data}" in config.read_text()
+        table = pa.parquet.read_table(folder / "predictions.parquet")
+        about = table.schema.metadata | {b"about": json.dumps({"data": str(data)}).encode()}
+        (folder / "eval-other").mkdir()
+        pa.parquet.write_table(table.replace_schema_metadata(about), folder / "eval-other" / "predictions.parquet")
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("how", ["url", "copy", "share"])
+def test_a_downloaded_run_chooses_no_host(theirs, tmp_path, how):
+    """Neither by a URL, nor by the path of its copy, which tells it as well."""
+    with serving(tmp_path) as served:
+        url = f"{served.url}/shards"
+        place = {"url": url, "copy": tmp_path / "cache/remote" / url.replace("://", "/"), "share": "//host/shards"}[how]
+        named = "//host/shards" if how == "share" else url
+        folder = theirs(place)
+        refusal = f"{named} is on another machine, and nothing was trained on it here: it is only read if you name it"
+        for command in (
+            ["eval", folder],
+            ["embed", folder, "--out", tmp_path / "e.parquet"],
+            ["train", "--recipe", folder / "config.yaml", "--out", tmp_path / "new"],
+            ["compare", "--recipe", folder / "config.yaml", "--over", "train.lr=0.1,0.2", "--out", tmp_path / "sweep"],
+        ):
+            said(mbt(*command), 2, refusal, f"--data {named}")
+        for report in (folder, folder / "eval-other"):
+            assert mbt("report", report).code == 0
+            why = "is on another machine" if how == "url" or report == folder else "no such file"
+            assert why in (report / "report.html").read_text()
+        shutil.rmtree(folder / "state")
+        said(mbt("train", "--resume", folder, "-q"), 2, refusal)
+        assert mbt("bench", "--recipe", folder / "config.yaml", "--no-time").code == 0  # which reads no data
+        assert mbt("predict", folder, tmp_path / "nothing.mp4").code == 1
+        assert served.asked == []
+        if how == "url":
+            assert mbt("eval", folder, "--data", url).code == 1
+            assert served.asked  # there are no shards, but now it looks
+
+
+HUGE = [
+    ("modalities.audio.seconds", 1e7, "modalities.audio.seconds: input should be less than or equal to 86400"),
+    ("modalities.audio.seconds", 80_000, "modalities.audio: seconds, rate and mel_bins make samples of"),
+    ("modalities.audio.rate", 10**12, "modalities.audio.rate: input should be less than or equal to"),
+    ("modalities.audio.mel_bins", 10**9, "modalities.audio.mel_bins: input should be less than or equal to 4096"),
+    ("modalities.audio.channels", 10**9, "modalities.audio.channels: input should be less than or equal to 1024"),
+    ("modalities.rgb.frames", 10**9, "modalities.rgb.frames: input should be less than or equal to"),
+    ("modalities.rgb.frames", 10**6, "modalities.rgb: frames and size (or short_side, scale_jitter) make samples of"),
+    ("modalities.rgb.size", 10**6, "modalities.rgb.size: input should be less than or equal to 8192"),
+    ("modalities.rgb.short_side", 10**6, "modalities.rgb.short_side: input should be less than or equal to 8192"),
+    ("backbone.depth", 10**6, "backbone.depth: input should be less than or equal to 256"),
+    ("backbone.dim", 10**5, "backbone.dim: input should be less than or equal to 16384"),
+    ("backbone.heads", 10**5, "backbone.heads: input should be less than or equal to 1024"),
+    ("backbone.mlp", 10**9, "backbone.mlp: input should be less than or equal to 131072"),
+    ("backbone.registers", 10**9, "backbone.registers: input should be less than or equal to 4096"),
+    ("fusion.bottlenecks", 10**9, "fusion.bottlenecks: input should be less than or equal to 4096"),
+    ("head.tasks.sum", 10**12, "model.head.tasks.sum: expected at most 10,000,000 classes"),
+]
+MISFITS = [
+    ("backbone.depth", 40), ("backbone.dim", 16_384), ("backbone.mlp", 131_072), ("backbone.registers", 4096),
+    ("fusion.bottlenecks", 4096), ("head.tasks.sum", 10_000_000), ("modalities.audio.seconds", 2000),
+    ("modalities.audio.mel_bins", 4096), ("modalities.rgb.patch", 8),
+]  # fmt: skip
+
+
+def changed(tree, where, value):
+    *keys, last = where.split(".")
+    for key in keys:
+        tree = tree[key]
+    tree[last] = value
+
+
+def peak():
+    """MB that this process has taken at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@pytest.mark.parametrize(("where", "value", "message"), HUGE)
+def test_a_configuration_asks_for_no_more_than_anybody_needs(run, demo, tmp_path, where, value, message):
+    """In the model's, and in the run's."""
+    before = peak()
+    for name in ("config.json", "config.yaml"):
+        folder = shutil.copytree(run.path, tmp_path / name)
+        load, dump = (json.loads, json.dumps) if name == "config.json" else (yaml.safe_load, yaml.safe_dump)
+        tree = load((folder / name).read_text())
+        model = where if where.startswith("modalities") and name == "config.yaml" else f"model.{where}"
+        changed(tree, model, value)
+        (folder / name).write_text(dump(tree))
+        done = mbt("predict", folder, clips_of(demo)[0])
+        assert done.code in (1, 2)
+        assert message in done.err
+    assert peak() - before < 200
+
+
+@pytest.mark.parametrize(("where", "value"), MISFITS)
+def test_sizes_are_compared_with_the_weights_before_memory_is_taken(run, demo, tmp_path, where, value):
+    folder, before = shutil.copytree(run.path, tmp_path / "theirs"), peak()
+    tree = json.loads((folder / "config.json").read_text())
+    changed(tree["model"], where, value)
+    (folder / "config.json").write_text(json.dumps(tree))
+    said(mbt("predict", folder, clips_of(demo)[0]), 1, "model.safetensors does not fit this model: ")
+    tree = yaml.safe_load((folder / "config.yaml").read_text())
+    changed(tree if where.startswith("modalities") else tree["model"], where, value)
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    progress = read_progress(folder / "state")
+    weights, optimizer, _ = load_state(folder / "state")
+    save_state(folder / "state", weights, optimizer, replace(progress, finished=False, plan={}))
+    if not where.startswith("head"):  # its classes are compared with the data already
+        said(mbt("train", "--resume", folder, "-q"), 1, "state.safetensors does not fit this model: ")
+    assert peak() - before < 300
+
+
+def test_views_are_bounded(run, demo, tmp_path, monkeypatch):
+    folder = shutil.copytree(run.path, tmp_path / "theirs")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("  views: 1\n", f"  views: {10**9}\n"))
+    said(mbt("eval", folder), 2, "evaluate.views: input should be less than or equal to 1000, came 1000000000")
+    (folder / "config.yaml").write_text(config.replace("  views: 1\n", "  views: 1000\n"))
+    each = memory.view_bytes(run.model)
+    monkeypatch.setattr(memory, "LIMIT", 4 * each)
+    refusal = "evaluate.views: 1000 views of a clip would take"
+    said(mbt("predict", folder, clips_of(demo)[0]), 2, refusal)
+    said(mbt("eval", folder), 2, refusal)
+    said(mbt("embed", folder, "--out", tmp_path / "e.npy"), 2, refusal)
+    assert [memory.rows_at_once(run.model, 64, views) for views in (1, 2, 3, 4)] == [4, 2, 1, 1]
+    assert mbt("eval", folder, "--views", 2).code == 0

@@ -67,7 +67,7 @@ def test_the_card_says_what_the_run_knows(run, tmp_path):
     for said in (
         "| rgb | rgb | Frames of a video, or a still |",
         "- sum (single), 3: 0, 1, 2",
-        f"| `kind/top1` | {run.results['kind/top1']:.4f} |",
+        f"| `kind/top1` | {run.results['kind/top1']:.5g} |",
         "fusion `bottleneck` from layer 1, 4 bottlenecks",
         "mbt-fusion 0",  # the versions
         'mbt.MBT.from_pretrained("tiny")',

@@ -36,7 +36,9 @@ def test_a_third_modality_trains_with_the_two(toys, with_arrays, tmp_path):
     found = json.loads(mbt("eval", out, "--subsets", "--json").out)
     assert list(found["subsets"]) == [
         "rgb", "audio", "alpha", "rgb+audio", "rgb+alpha", "audio+alpha", "rgb+audio+alpha"]  # fmt: skip
-    assert found["subsets"]["rgb+audio+alpha"] == found["metrics"]
+    assert {metrics["examples"] for metrics in found["subsets"].values()} == {8}  # one of nine has no alpha
+    own = json.loads(mbt("eval", out, "--subsets", "--rows", "own", "--json").out)
+    assert own["subsets"]["rgb+audio+alpha"] == {"examples": 9, **own["metrics"]}
 
     series = next(tmp_path.glob("test-*.npy"))
     clip = clips_of(tmp_path / "three.csv")[0]

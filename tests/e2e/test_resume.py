@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -65,7 +66,8 @@ class SignalAt(Listener):
     (signal.SIGINT, 2, 2),
     (signal.SIGTERM, 4, 4),  # the evaluation that is due is broken off, and made up for later
     (signal.SIGINT, 8, 8),
-], ids=["in an epoch", "at an evaluation", "at a later one"])  # fmt: skip
+    (signal.SIGHUP, 6, 6),
+], ids=["in an epoch", "at an evaluation", "at a later one", "when the terminal is closed"])  # fmt: skip
 def test_goes_on_after_a_signal(demo, unbroken, tmp_path, number, at, saved):
     asks, before = SignalAt(number, at), signal.getsignal(number)
     with pytest.raises(Interrupted) as stopped:
@@ -76,6 +78,25 @@ def test_goes_on_after_a_signal(demo, unbroken, tmp_path, number, at, saved):
     progress = read_progress(tmp_path / "run" / "state")
     assert (progress.step, progress.finished) == (saved, False)
     assert lines_of(tmp_path / "run")[-1]["event"] != "end"
+    tiny_run(demo, tmp_path / "run", resume=True)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_terminal_that_is_closed_is_nothing_to_a_run_under_nohup(demo, unbroken, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGHUP, 2)])
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert_same(tmp_path / "run", unbroken)
+
+
+def test_a_log_with_bytes_that_are_no_text_is_gone_on_with(demo, unbroken, tmp_path):
+    with pytest.raises(Interrupted):
+        tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 2)])
+    log = tmp_path / "run" / "metrics.jsonl"
+    log.write_bytes(b'{"event": "step", "step": 1, "loss": "\xff\xfe"}\n\x80\n' + log.read_bytes())
     tiny_run(demo, tmp_path / "run", resume=True)
     assert_same(tmp_path / "run", unbroken)
 
@@ -162,11 +183,63 @@ def test_the_classes_of_a_run_stay(stopped):
         assert "'zzz' is no class of task 'kind'." in done.err
         assert "classes are those of the model" in done.err
         rename(data, "zzz", name)
-    # where the data say another order, the run keeps its own
-    before = read_progress(folder / "state").classes
-    data.with_suffix(".classes.json").write_text(json.dumps({task: names[::-1] for task, names in before.items()}))
+
+
+def swapped(rows):
+    names = {"0": "1", "1": "0"}
+    return [row | {"label.sum": names.get(row["label.sum"], row["label.sum"])} for row in rows]
+
+
+def test_changed_data_are_not_gone_on_with(stopped, tmp_path):
+    data, folder = stopped
+    rows = read_csv(data)
+    for row in rows:
+        (tmp_path / Path(row["path"]).name).symlink_to(row["path"])
+    changes = {
+        "labels of sum. Put": swapped(rows),
+        "order. Put": rows[::-1],
+        f"rows ({len(rows)} before, {len(rows) - 1} now), split ": rows[1:],
+        "rows, split ": [rows[0] | {"id": "new"}, *rows[1:]],
+        "spans. Put": [row | {"end": "0.9"} for row in rows],
+        "files of rgb, files of audio. Put": [row | {"path": Path(row["path"]).name} for row in rows],
+    }
+    before = (folder / "config.yaml").read_text()
+    for said, changed in changes.items():
+        write_csv(data, changed)
+        done = mbt("train", "--resume", folder, "-q")
+        assert done.code == 2
+        assert f"is not what it was when the run began; what has changed: {said}" in done.err
+        assert f"mbt train --resume {folder} --accept-changed-data" in done.err
+        assert (folder / "config.yaml").read_text() == before
+    write_csv(data, rows)
     tiny_run(data, folder, resume=True)
-    assert json.loads((folder / "config.json").read_text())["classes"] == before
+
+
+def test_changed_data_are_gone_on_with_where_that_is_asked_for(stopped):
+    data, folder = stopped
+    write_csv(data, swapped(read_csv(data)))
+    names = read_progress(folder / "state").classes
+    data.with_suffix(".classes.json").write_text(json.dumps({task: some[::-1] for task, some in names.items()}))
+    done = mbt("train", "--resume", folder, "-q")
+    assert (done.code, "labels of sum, classes (0 before, 2 now). Put" in done.err) == (2, True), done.err
+    with pytest.raises(Interrupted):
+        tiny_run(data, folder, resume=True, accept_changed_data=True, listeners=[SignalAt(signal.SIGINT, 4)])
+    tiny_run(data, folder, resume=True)  # they are the run's now
+    assert json.loads((folder / "config.json").read_text())["classes"] == names
+    done = mbt("train", "--data", data, "--modalities", "rgb", "--accept-changed-data")
+    assert (done.code, "--accept-changed-data is for a run that goes on" in done.err) == (2, True)
+
+
+def test_a_run_of_an_earlier_version_notes_less_of_its_data(stopped):
+    """Its ids, labels and splits alone; or nothing."""
+    data, folder = stopped
+    (folder / "state" / "data.json").unlink()
+    write_csv(data, swapped(read_csv(data)))
+    done = mbt("train", "--resume", folder, "-q")
+    assert (done.code, "what has changed: ids, labels or splits" in done.err) == (2, True), done.err
+    config = folder / "config.yaml"
+    config.write_text("".join(ln for ln in config.read_text().splitlines(True) if not ln.startswith("# data ")))
+    tiny_run(data, folder, resume=True)
 
 
 def test_another_class_where_there_is_no_state(stopped):

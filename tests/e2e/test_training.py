@@ -146,7 +146,8 @@ def test_multilabel(labelled, tmp_path):
 def test_regression(labelled, demo, tmp_path):
     data = labelled(lambda shape, sound: f"{len(shape) / 4};{len(sound) / 4}")
     run = tiny_run(data, tmp_path / "run", "model.head.task=regression")
-    assert run.results.keys() == {"mae", "r2", "mae[rgb]", "r2[rgb]", "mae[audio]", "r2[audio]", "loss"}
+    names = [f"{metric}{source}" for metric in ("mae", "rmse", "r2") for source in ("", "[rgb]", "[audio]")]
+    assert run.results.keys() == {*names, "loss"}
     done = mbt("predict", run.path, clips_of(demo)[0])
     assert done.code == 0
     assert [line.split()[:2] for line in done.out.rstrip().splitlines()[-2:]] == [["label", "1"], ["label", "2"]]

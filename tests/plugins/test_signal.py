@@ -83,6 +83,8 @@ def test_hooks_and_settings_import_no_torch():
         ({"patch": [4, 4]}, r"patch .* does not fit view 'patches': expected a number of samples"),
         ({"patch": 4, "view": "spectrogram"}, r"expected \[time, frequency\]"),
         ({"select": [0, 1], "channels": 3}, "channels is 3, but select names 2"),
+        ({"columns": ["x", "y"], "channels": 3}, "channels is 3, but columns names 2"),
+        ({"columns": ["x"], "select": [0]}, "select and columns both say which channels to take: give one"),
         ({"select": []}, "select: .*at least 1 item"),
         ({"mean": [0.0, 1.0], "channels": 3}, "mean has 2 values for 3 channels"),
         ({"std": [1.0, 0.0]}, r"std must be above 0, came \[1.0, 0.0\]"),
@@ -180,6 +182,29 @@ def test_chosen_columns_are_counted_in_the_file(tmp_path):
     (tmp_path / "a.csv").write_text("temp,ax,ay,az\n20,1,2,3\nERR,1,2,3\n")
     with pytest.raises(MediaError, match=r"a\.csv: .*column 'temp' holds numbers, but 'ERR' at sample 1: empty the"):
         signal(**settings).read(Clip(tmp_path / "a.csv"), Window(0, 2), None)
+
+
+def test_columns_chosen_by_name(tmp_path):
+    (tmp_path / "a.csv").write_text("timestamp,ax,ay,az\n" + "".join(f"{i},1,2,3\n" for i in range(100)))
+    settings = NEUTRAL | {"columns": ["az", "ax"]}
+    clip = Clip(tmp_path / "a.csv")
+    assert signal(**settings).read(clip, Window(0, 2), None)[:, 0].tolist() == [3, 1]
+    held = decode_all(clip, {"array"}, 0, 2, None, 0)
+    held.save(tmp_path / "a.clip")
+    for kept in (held, type(held).load(tmp_path / "a.clip")):
+        assert signal(**settings).read(kept, Window(0, 2), None)[:, 0].tolist() == [3, 1]
+    with pytest.raises(MediaError, match=r"a\.csv: columns asks for 'gx', its channels are 'ax', 'ay', 'az'"):
+        signal(**NEUTRAL | {"columns": ["ax", "gx"]}).read(clip, Window(0, 2), None)
+    with pytest.raises(MediaError, match=r"b\.npy: columns asks for 'az', its channels are unnamed"):
+        signal(**settings).read(save(tmp_path / "b.npy", waves(4, 50)), Window(0, 2), None)
+
+
+def test_a_file_that_says_its_rate_counts_in_seconds(tmp_path):
+    (tmp_path / "a.csv").write_text("1574084410.0, 1574084410.0\n32.0, 32.0\n" + "1,2\n" * 320)
+    clip, modality = Clip(tmp_path / "a.csv"), signal(**NEUTRAL)
+    assert modality.duration(clip) == 10
+    assert modality.read(clip, Window(0, 2), None).shape == (2, 100)
+    assert Signal.fit(parse_modalities({"signal": {}})["signal"], [(clip, None)]).rate == 32
 
 
 def test_arrays_of_other_dimensions(tmp_path):

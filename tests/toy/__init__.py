@@ -8,5 +8,6 @@ def mbt_modalities() -> list[ModalitySpec]:
     return [
         ModalitySpec("alpha", "toy.config:AlphaConfig", "toy.modalities:Alpha"),
         ModalitySpec("beta", "toy.config:BetaConfig", "toy.modalities:Beta"),
+        ModalitySpec("frozen", "toy.config:FrozenConfig", "toy.frozen:Frozen"),
         ModalitySpec("gamma", "toy.config:GammaConfig", "toy.modalities:Gamma"),
     ]

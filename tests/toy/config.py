@@ -20,6 +20,13 @@ class AlphaConfig(ModalityConfig):
     """Length of a patch."""
 
 
+class FrozenConfig(AlphaConfig):
+    """A series that goes through layers which are not trained."""
+
+    kind: str = "frozen"
+    """The kind of modality."""
+
+
 class BetaConfig(ModalityConfig):
     """A picture of fixed size."""
 

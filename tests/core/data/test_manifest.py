@@ -265,3 +265,28 @@ def test_rows_that_name_nothing_are_not_trained_on_nor_counted_as_broken(tmp_pat
     assert (losses.named, losses.unreadable) == (3, {})
     with pytest.raises(DataError, match="1 cannot be read"):
         losses.add([(2, "2.mp4: broken")])
+
+
+def test_a_fingerprint_tells_what_has_changed(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"r{i}", "path": f"{i}.mp4", "label": "ab"[i % 2], "split": "train" if i else "test"} for i in range(4)
+    ]
+    before = read(tmp_path / "one", rows).fingerprint()
+    assert before["rows"].startswith("4 ")
+    assert before["split train"].startswith("3 ")
+
+    def changed(rows: list[dict[str, str]], **options: object) -> set[str]:
+        now = read(tmp_path / "two", rows, **options).fingerprint()
+        return {part for part in before | now if before.get(part) != now.get(part)}
+
+    assert changed(rows) == set()  # in another folder, written at another time
+    assert changed(rows[::-1]) == {"order"}
+    assert changed([row | {"label": "ba"[i % 2]} for i, row in enumerate(rows)]) == {"labels of label"}
+    assert changed([row | {"path": "x.mp4"} for row in rows]) == {"files of p"}
+    assert changed([row | {"split": "train"} for row in rows]) == {"split train", "split test"}
+    assert changed([row | {"start": "1"} for row in rows]) == {"spans"}
+    assert changed([row | {"fps": "25"} for row in rows]) == {"rates"}
+    # the hold-out is of the run, not of the file alone
+    assert changed(rows, config={"folds": 3}) >= {"split train", "split val"}
+    (tmp_path / "two" / "m.classes.json").write_text('{"label": ["b", "a"]}')
+    assert changed(rows) == {"classes"}

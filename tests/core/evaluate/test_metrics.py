@@ -61,7 +61,10 @@ def test_regression(outputs):
     values, target = LOGITS[:, :outputs], LOGITS[:, :outputs] * 0.7 + HOT[:, :outputs]
     found = task_metrics("regression", values, target)
     assert found["mae"] == pytest.approx(reference.mean_absolute_error(target, values), rel=1e-5)
+    assert found["rmse"] == pytest.approx(reference.root_mean_squared_error(target, values), rel=1e-5)
     assert found["r2"] == pytest.approx(reference.r2_score(target, values), rel=1e-4)
+    large = task_metrics("regression", values * 1e30, target * 1e30)  # its squares are beyond float32
+    assert large["rmse"] == pytest.approx(1e30 * found["rmse"], rel=1e-5)
 
 
 def test_r2_where_targets_do_not_vary():
@@ -70,11 +73,11 @@ def test_r2_where_targets_do_not_vary():
     expected = reference.r2_score(target[:, 1], values[:, 1])
     target[:, 0] = 0.1
     assert task_metrics("regression", values, target)["r2"] == pytest.approx(expected, rel=1e-4)
-    assert list(task_metrics("regression", values[:, :1], target[:, :1])) == ["mae"]
+    assert list(task_metrics("regression", values[:, :1], target[:, :1])) == ["mae", "rmse"]
 
 
 def test_few_examples():
     assert task_metrics("single", LOGITS[:0], CLASSES[:0]) == {}
-    assert list(task_metrics("regression", LOGITS[:1, :1], LOGITS[:1, :1])) == ["mae"]
+    assert list(task_metrics("regression", LOGITS[:1, :1], LOGITS[:1, :1])) == ["mae", "rmse"]
     assert task_metrics("single", torch.tensor([[0.0, 1.0]]), torch.tensor([1])) == {"top1": 1.0}
     assert task_metrics("multilabel", LOGITS[:1], torch.ones(1, 12))["mAP"] == 1.0

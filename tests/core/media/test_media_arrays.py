@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mbt_core.media.arrays import load_array
+from mbt_core.media.deadline import Deadline
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
@@ -28,6 +29,8 @@ def test_threads_do_not_parse_headers_side_by_side(suffix, monkeypatch):
     array, file = np.arange(12.0).reshape(3, 4), io.BytesIO()
     (np.save if suffix == ".npy" else np.savez)(file, array)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: load_array(io.BytesIO(file.getvalue()), suffix), range(40)))
+        found = list(
+            pool.map(lambda _: load_array(io.BytesIO(file.getvalue()), suffix, Deadline("a", 60)).array, range(40))
+        )
     assert all(np.array_equal(one, array) for one in found)
     assert max(most) == 1

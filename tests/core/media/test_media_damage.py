@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from media_files import counting, sine, write_image, write_media
+from media_files import LOSSLESS, counting, shown, sine, write_image, write_media
 
 from mbt_core.media import Clip, MediaError
 from mbt_core.media.lengths import is_truncated
@@ -153,3 +154,124 @@ def test_appended_data_is_no_truncation(folder, tmp_path):
         longer.write_bytes((folder / file).read_bytes() + b"appended by somebody")
         with longer.open("rb") as opened:
             assert not is_truncated(opened), file
+
+
+def noise(seed: int, length: int) -> bytes:
+    return random.Random(seed).randbytes(length)
+
+
+APE = b"".join(
+    b"APETAGEX" + n.to_bytes(4, "little") + bytes([35, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, flag]) + bytes(8) + item
+    for n, flag, item in ((2000, 0xA0, b"\3\0\0\0\0\0\0\0Title\0abc"), (2000, 0x80, b""))
+)
+TAILS = {
+    "newline": b"\r\n",
+    "text": b"appended by somebody",
+    "zeros": bytes(500),
+    "noise": noise(0, 700),
+    "id3v1": b"TAG" + b"a title".ljust(125),
+    "id3v2": b"ID3\4\0\0\0\0\0\x15TIT2\0\0\0\x0b\0\0\0Some title",
+    "lyrics": b"LYRICSBEGIN" + 20 * b"la la la " + b"000191LYRICS200",
+    "ape": APE,
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize(("file", "codec"), [("a.mp3", "libmp3lame"), ("a.aac", "aac"), ("a.wv", "wavpack")])
+def test_what_follows_the_last_sound_loses_nothing(file, codec, tail, tmp_path):
+    form = {"a.aac": "adts"}.get(file)
+    path = write_media(tmp_path / file, None, sine(2, 16000), audio_codec=codec, format=form)
+    data = path.read_bytes()
+    with Clip(data, file) as clip, Clip(data + TAILS[tail], file) as longer:
+        np.testing.assert_allclose(longer.waveform(0.0, 3.0, 16000), clip.waveform(0.0, 3.0, 16000), atol=0.02)
+        np.testing.assert_array_equal(longer.waveform(0.0, 1.9, 16000), clip.waveform(0.0, 1.9, 16000))
+
+
+@pytest.mark.parametrize("tail", [tail for tail in TAILS if tail != "noise"])
+@pytest.mark.parametrize("file", ["a.png", "a.jpg"])
+def test_what_follows_a_picture_loses_nothing(folder, file, tail):
+    data = (folder / file).read_bytes()
+    with Clip(data, file) as clip, Clip(data + TAILS[tail], file) as longer:
+        np.testing.assert_array_equal(longer.frames([0.0, 2.0]), clip.frames([0.0, 2.0]))
+
+
+def with_empty_packet(data: bytes) -> bytes:
+    """An Ogg file whose last page has one more packet, of no bytes."""
+    at = data.rindex(b"OggS")
+    count = data[at + 26]
+    page = bytearray(data[at : at + 27 + count] + b"\0" + data[at + 27 + count :])
+    page[26], page[22:26] = count + 1, bytes(4)
+    checksum = 0
+    for byte in page:
+        checksum ^= byte << 24
+        for _ in range(8):
+            checksum = checksum << 1 ^ (0x104C11DB7 if checksum & 0x80000000 else 0)
+    page[22:26] = checksum.to_bytes(4, "little")
+    return data[:at] + bytes(page)
+
+
+@pytest.mark.parametrize(("codec", "rate"), [("libopus", 48000), ("flac", 16000)])
+def test_an_empty_packet_at_the_end_of_ogg_loses_nothing(codec, rate, tmp_path):
+    path = write_media(tmp_path / "a.ogg", None, sine(1, rate), audio_codec=codec, rate=rate)
+    data = path.read_bytes()
+    with Clip(data, "a.ogg") as clip, Clip(with_empty_packet(data), "a.ogg") as longer:
+        np.testing.assert_array_equal(longer.waveform(0.0, 2.0, 16000), clip.waveform(0.0, 2.0, 16000))
+
+
+@pytest.mark.parametrize("length", [200, 3000])
+@pytest.mark.parametrize("filling", [bytes(3000), noise(1, 3000)])
+def test_sound_overwritten_in_the_middle_is_an_error(length, filling, tmp_path):
+    """Other sound follows it, so it is no tag at the end."""
+    data = bytearray(write_media(tmp_path / "a.mp3", None, sine(4, 16000), audio_codec="libmp3lame").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + length] = filling[:length]
+    with pytest.raises(MediaError, match=r"a\.mp3: cannot decode its audio after \d\.\d\d s"):
+        Clip(bytes(data), "a.mp3").waveform(0.0, 4.0, 16000)
+
+
+@pytest.mark.parametrize("filling", [bytes(40_000), noise(2, 40_000)])
+def test_a_large_part_of_sound_overwritten_at_the_end_is_an_error(filling, tmp_path):
+    data = write_media(tmp_path / "a.mp3", None, sine(30, 16000), audio_codec="libmp3lame").read_bytes()
+    with pytest.raises(MediaError, match=r"a\.mp3: cannot decode its audio after"):
+        Clip(data[:-40_000] + filling, "a.mp3").waveform(0.0, 30.0, 16000)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "flv", "mkv", "ts"])
+def test_damage_behind_a_seek_is_an_error_and_not_the_last_good_frame(suffix, tmp_path):
+    """Nothing can be sought five seconds before the keyframe, where reading is tried once more."""
+    options = {**LOSSLESS, "g": "10"}
+    grain = np.random.default_rng(0).integers(-9, 10, (50, 48, 64, 3))
+    path = write_media(
+        tmp_path / f"a.{suffix}", (counting(50) + grain).clip(0, 255).astype(np.uint8), video_options=options
+    )
+    data = path.read_bytes()
+    with av.open(str(path)) as file:
+        packets = [packet for packet in file.demux(video=0) if packet.size]
+    at = data.index(bytes(packets[35])[:64]) + 64
+    damaged = data[:at] + noise(3, 64) + data[at + 64 :]
+    with Clip(damaged, path.name) as clip:
+        assert shown(clip.frames([1.22])) == [30]
+        with pytest.raises(MediaError, match=rf"a\.{suffix}: cannot decode its video after 1\.\d\d s"):
+            clip.frames([1.22, 1.8])
+        assert shown(clip.frames([0.42])) == [10]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "flv", "nut"])
+def test_a_video_that_begins_amid_a_group_shows_the_first_frame_that_decodes(suffix, tmp_path):
+    """As a cut by copying leaves it: 7 frames of 10 that need the keyframe before them."""
+    options = {"preset": "fast", "qp": "4", "g": "10", "bf": "0"}
+    path = write_media(tmp_path / f"a.{suffix}", counting(50), video_options=options)
+    cut = tmp_path / f"cut.{suffix}"
+    with av.open(str(path)) as source, av.open(str(cut), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size][3:]
+        first = packets[0].dts
+        for packet in packets:
+            packet.stream, packet.dts, packet.pts = stream, packet.dts - first, packet.pts - first
+            out.mux(packet)
+    with Clip(cut) as clip:
+        for _ in range(2):  # the second time the file is elsewhere
+            assert shown(clip.frames([0.0])) == [10]
+            assert shown(clip.frames([1.01])) == [28]
+            assert shown(clip.frames([0.1, 0.61])) == [10, 18]
+            assert shown(clip.frames_between(-1.0, 9.0)[1]) == list(range(10, 50))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
-from media_files import sine, write_image, write_media
+from media_files import counting, shown, sine, write_image, write_media
 
+from mbt_core.data.packing import packed_levels
 from mbt_core.media import Clip, MediaError, decode_all, identity
 from mbt_core.media.folders import numbering
 
@@ -56,6 +59,61 @@ def test_a_folder_is_an_array(tmp_path, levels):
     held = decode_all(clip, {"array"}, 0, 1, None, 0)
     assert held.shape == clip.shape
     np.testing.assert_array_equal(held.array([3]), array[:, [3]])
+
+
+def write_depth(path: Path, levels: np.ndarray) -> Path:
+    """A grey .png of 16 bits with the levels [H, W] uint16."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    context = av.CodecContext.create("png", "w")
+    context.height, context.width = levels.shape
+    context.pix_fmt, context.time_base = "gray16be", Fraction(1, 25)
+    frame = av.VideoFrame.from_ndarray(levels, format="gray16le").reformat(format="gray16be")
+    path.write_bytes(b"".join(bytes(p) for p in [*context.encode(frame), *context.encode(None)]))
+    return path
+
+
+def test_levels_of_16_bits_are_kept(tmp_path):
+    """57 millimetres of depth are 57 levels; of 8 bits it would be 2."""
+    depth = 1000 + np.arange(57, dtype=np.uint16) + np.zeros((8, 1), np.uint16)
+    for i in range(3):
+        write_depth(tmp_path / "clip" / "depth" / f"{i}.png", depth + 100 * i)
+    array = Clip(tmp_path / "clip").array()
+    np.testing.assert_array_equal(array[0], np.stack([depth, depth + 100, depth + 200]))
+    assert Clip(tmp_path / "clip").array([2, 0])[0, :, 0, 0].tolist() == [1200, 1000]
+    write_image(tmp_path / "clip" / "depth" / "1.png", np.zeros((8, 57, 3), np.uint8))
+    with pytest.raises(MediaError, match=r"1\.png: a picture of uint8 among some of uint16"):
+        Clip(tmp_path / "clip").array()
+
+
+def test_packing_keeps_levels_of_16_bits(tmp_path):
+    depth = 40_000 + np.arange(57, dtype=np.uint16) + np.zeros((8, 1), np.uint16)
+    for i in range(130):
+        write_depth(tmp_path / "deep" / "d" / f"{i}.png", depth + i)
+        write_depth(tmp_path / "flat" / "d" / f"{i}.png", depth - 40_000)
+    levels = packed_levels(Clip(tmp_path / "deep"))
+    assert levels.dtype == np.uint16
+    np.testing.assert_array_equal(levels, Clip(tmp_path / "deep").array())
+    assert packed_levels(Clip(tmp_path / "flat")).dtype == np.uint8
+
+
+def test_frames_of_many_grey_levels_are_refused(tmp_path):
+    path = write_depth(tmp_path / "frames" / "0.png", np.full((8, 8), 1000, np.uint16))
+    for clip in (Clip(path), Clip(tmp_path / "frames", fps=10)):
+        with pytest.raises(
+            MediaError, match="grey pictures of 16 bits, of which RGB frames would keep 8; read them as an a"
+        ):
+            clip.frames([0.0])
+    colours = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    write_image(tmp_path / "deep.png", colours, "rgb48be")  # a photograph loses nothing that is seen
+    np.testing.assert_allclose(Clip(tmp_path / "deep.png").frames([0.0])[0], colours, atol=1)
+    write_image(tmp_path / "grey.png", colours, "gray")
+    assert Clip(tmp_path / "grey.png").frames([0.0]).shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("form", ["yuv420p10le", "gray10le"])
+def test_videos_of_10_bits_are_read(tmp_path, form):
+    path = write_media(tmp_path / "a.mkv", counting(5), codec="ffv1", pix_fmt=form)
+    assert shown(Clip(path).frames([0.0, 0.08, 0.16])) == [0, 2, 4]
 
 
 def test_jpeg_levels(tmp_path):

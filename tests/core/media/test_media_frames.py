@@ -90,10 +90,10 @@ def test_seeking_gives_the_same_pixels_as_reading_through(folder, gop, suffix):
 def test_only_the_window_is_decoded(mp4, monkeypatch):
     """One seek, and no more frames than from the keyframe to one after the last time."""
     decoded = []
-    from mbt_core.media import container
+    from mbt_core.media import timing
 
-    length_of = container.length_of
-    monkeypatch.setattr(container, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    length_of = timing.length_of
+    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
     Clip(mp4).frames([1.0, 1.2])  # frames 25 to 30; keyframes at 24 and 36
     assert len(decoded) <= 8
 
@@ -102,10 +102,10 @@ def test_times_far_apart_skip_what_lies_between(folder, monkeypatch):
     frames = np.concatenate([counting(50, 16, 16)] * 3)
     path = write_media(folder / "long.mp4", frames, fps=1, video_options={"preset": "ultrafast", "g": "10"})
     decoded = []
-    from mbt_core.media import container
+    from mbt_core.media import timing
 
-    length_of = container.length_of
-    monkeypatch.setattr(container, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    length_of = timing.length_of
+    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
     assert shown(Clip(path).frames([0.0, 60.0, 120.0])) == [0, 10, 20]
     assert len(decoded) < 20
 
@@ -249,6 +249,17 @@ def test_stills_show_at_any_time(folder, suffix, as_bytes):
         assert clip.duration is clip.frame_rate is clip.duration_of("frames") is None
         assert shown(clip.frames([0.0, 3.5, -1.0])) == [5, 5, 5]
         assert shown(clip.frames([100.0], short_side=10)) == [5]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "JPG", "png"])
+def test_photos_of_many_bytes(folder, suffix):
+    """By such a suffix FFmpeg takes a file for one of a series, which are not read."""
+    picture = np.random.default_rng(0).integers(0, 256, (96, 128, 3)).astype(np.uint8)
+    path = write_image(
+        folder / ("noise.png" if suffix == "png" else "noise.jpg"), picture, "rgb24" if suffix == "png" else "yuvj444p"
+    )
+    with Clip(path.read_bytes(), f"photo.{suffix}") as clip:
+        assert clip.frames([0.0, 1.0]).shape == (2, 96, 128, 3)
 
 
 def test_percent_signs_in_a_name_are_no_pattern(folder):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from mbt_core.config import HeadConfig
 from mbt_core.model import Prediction
 from mbt_core.model.loss import dense_targets, example_losses, smooth, task_loss
+from mbt_core.schema import Scale
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 INDEX = torch.tensor([0, 2])
@@ -34,6 +35,20 @@ def test_kinds_of_task(epsilon):
     torch.testing.assert_close(several, expected)
     values = task_loss("regression", LOGITS, HOT, epsilon)
     torch.testing.assert_close(values, ((LOGITS - HOT) ** 2).mean(1))
+
+
+def test_numbers_are_compared_in_their_deviations():
+    scale = Scale(mean=[7.0, 0.0, -2.0], std=[10.0, 1e-6, 0.5])
+    found = task_loss("regression", LOGITS, HOT, scale=scale)
+    torch.testing.assert_close(found, (((LOGITS - HOT) / torch.tensor(scale.std)) ** 2).mean(1))
+    head = HeadConfig(classes=3, task="regression", scales={"label": scale})
+    targets = {"": {"label": HOT}, "alpha": {"label": HOT}}
+    torch.testing.assert_close(example_losses(prediction({"alpha": LOGITS}), targets, head), found)
+    with torch.inference_mode():  # what is kept of it serves a training too
+        task_loss("regression", LOGITS, HOT, scale=Scale(mean=[0] * 3, std=[3.0] * 3))
+    logits = LOGITS.clone().requires_grad_()
+    task_loss("regression", logits, HOT, scale=Scale(mean=[0] * 3, std=[3.0] * 3)).sum().backward()
+    torch.testing.assert_close(logits.grad, (LOGITS - HOT) * 2 / 27)
 
 
 def test_losses_are_computed_in_float32():

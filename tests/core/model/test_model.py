@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mbt_core as mbt
+from mbt_core import PatchTokenizer
 from mbt_core.config import MBTConfig
 from mbt_core.errors import DataError, MBTError
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.model.block import Block
 from toy.config import AlphaConfig
+from toy.modalities import Alpha
 from toy.models import POOLS, STRATEGIES, build_tiny, inputs_for, tiny
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -332,12 +334,45 @@ def test_inputs_that_cannot_be():
         ({}, None, r"no inputs; expected some of \['gamma', 'alpha'\]"),
         ({"alpa": inputs["alpha"]}, None, r"unknown modality 'alpa'. Did you mean 'alpha'\? Known: alpha, gamma"),
         (inputs, {"alpha": PRESENT["alpha"]}, r"it leaves out \['gamma'\]"),
-        ({"alpha": inputs["alpha"][:, :, :5]}, None, r"the tokenizer's input is \[B, 2, 5\], expected \[B, 2, 13\]"),
-        ({"gamma": (torch.zeros(1, 7, 3).double(), None)}, None, r"7 tokens came, the grid \(6,\) holds 6"),
+        (
+            {"alpha": inputs["alpha"][:, :, :5]},
+            None,
+            r"^alpha: the tokenizer's input is \[B, 2, 5\], expected \[B, 2, 13\]",
+        ),
+        ({"gamma": (torch.zeros(1, 7, 3).double(), None)}, None, r"^gamma: 7 tokens came, the grid \(6,\) holds 6"),
     ]
     for given, present, message in cases:
         with pytest.raises(ValueError, match=message):
             model(given, present)
+
+
+def test_settings_left_to_the_data_are_told_by_name(toys, monkeypatch):
+    """When the model is made; those that only the preprocessor needs where they turn out to be needed."""
+    modalities = {"depth": {"kind": "alpha", "channels": "auto"}, "gamma": {}}
+    with pytest.raises(mbt.ConfigError, match=r"^modalities\.depth\.channels: 'auto' is filled from the data of a run"):
+        mbt.MBT(tiny(count=0, modalities=modalities))
+    monkeypatch.setattr(AlphaConfig, "of_preprocessor", ("channels",))
+    monkeypatch.setattr(Alpha, "tokenizer", lambda self, dim: NeedsChannels(self.config, dim))
+    model = mbt.MBT(tiny(count=0, modalities=modalities))
+    with pytest.raises(mbt.ConfigError, match=r"^modalities\.depth\.channels: still 'auto', and its tokenizer fails: "):
+        model({"depth": torch.zeros(1, 2, 13)})
+
+
+class NeedsChannels(PatchTokenizer):
+    def __init__(self, config, dim):
+        super().__init__(2, (config.samples,), (config.patch,), dim)
+        self.wanted = config.channels
+
+    def forward(self, x, mask=None):
+        return super().forward(x / self.wanted, mask)
+
+
+def test_other_errors_of_a_tokenizer_keep_their_kind_and_tell_whose_they_are(monkeypatch):
+    model = build_tiny(count=2)
+    monkeypatch.setattr(type(model.stream("alpha").tokenizer), "forward", lambda self, x, mask: x @ x)
+    with pytest.raises(RuntimeError) as error:
+        model(inputs_for(model))
+    assert error.value.__notes__ == ["while 'alpha' was embedded"]
 
 
 def test_a_configuration_may_be_built_from_objects():

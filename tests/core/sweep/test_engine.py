@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 
 import mbt_core.sweep.engine as engine
+from mbt_core.config import HeadConfig
 from mbt_core.errors import ConfigError, InUseError
 from mbt_core.recipes import assemble
 from mbt_core.run import train
@@ -168,6 +169,20 @@ def test_what_data_fills_is_no_difference(tmp_path):
     assert differences(two, found) == []
     three = flags.over({"model.head.classes": 3}).experiment()
     assert differences(three, found) == ["model.head.classes is 2, expected 3"]
+
+
+def test_the_scale_of_numbers_is_no_difference_unless_it_was_asked_for(tmp_path):
+    wanted = make_flags(tmp_path).over({"model.head.task": "regression"}).experiment()
+
+    def with_scale(mean):
+        scales = None if mean is None else {"label": {"mean": [mean], "std": [80.0]}}
+        head = HeadConfig(classes=1, task="regression", scales=scales)
+        return wanted.model_copy(update={"model": wanted.model.model_copy(update={"head": head})})
+
+    assert differences(wanted, with_scale(1000.0)) == []
+    assert differences(wanted, with_scale(None)) == []  # trained before there were any
+    asked = differences(with_scale(0.0), with_scale(1000.0))
+    assert asked == ["model.head.scales.label.mean is [1000.0], expected [0.0]"]
 
 
 def test_what_was_open_is_not_what_was_given(tmp_path):
