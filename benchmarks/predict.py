@@ -47,7 +47,7 @@ def reader(model: MBT, folder: Path, experiment: Experiment, device: torch.devic
     views = experiment.evaluate.views
     dataset = Files(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     stream = Stream(((str(file), None, None) for file in find_files([folder])), max(1, BATCH // views))
-    return make_loader(dataset, stream, experiment.data.workers, device), auto_workers(dataset, stream)
+    return make_loader(dataset, stream, experiment.data.workers, device), auto_workers(dataset)
 
 
 def seconds(work: Any, device: torch.device) -> float:

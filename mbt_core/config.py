@@ -323,9 +323,10 @@ class DataConfig(StrictModel):
     sampler: Literal["uniform", "balanced"] = "uniform"
     """``balanced`` weighs a row by the inverse frequency of its classes."""
     cache: Literal["none", "memory", "disk", "auto"] = "auto"
-    """Keep decoded clips; ``auto`` keeps them in memory where they are small."""
+    """Keep decoded clips; ``auto`` keeps them in memory where they are small. The samples are the same."""
     workers: Annotated[int, Field(ge=0, le=512)] | Auto = "auto"
-    """Reading processes; results do not depend on their number."""
+    """Reading processes; results do not depend on their number. 0: none, and a file that kills its reader ends the
+    command."""
     timeout: float = Field(60.0, gt=0, le=1e6)
     """Seconds after which decoding one clip fails."""
 

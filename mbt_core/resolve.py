@@ -47,7 +47,9 @@ def resolve(experiment: Experiment, manifest: Manifest) -> Experiment:
     """The experiment with classes and ``auto`` fields of the modalities filled from the data."""
     check_tasks(experiment, manifest)
     tree = experiment.model_dump()
-    tree["modalities"] = fit_modalities(manifest, experiment.modalities, experiment.data.timeout)
+    tree["modalities"] = fit_modalities(
+        manifest, experiment.modalities, experiment.data.timeout, experiment.data.workers
+    )
     head = tree["model"]["head"]
     if not experiment.model.head.outputs:
         one = list(manifest.outputs) == [DEFAULT_TASK]
@@ -132,7 +134,9 @@ def doubts(experiment: Experiment, manifest: Manifest) -> list[str]:
                 f"task {task!r}: its numbers vary by {scale.std[number]:.3g} around {scale.mean[number]:.6g}, and "
                 "floats of 32 bits tell no finer there; subtract a constant from them"
             )
-    return found + channel_notes(manifest, make_modalities(experiment), experiment.data.timeout)
+    return found + channel_notes(
+        manifest, make_modalities(experiment), experiment.data.timeout, experiment.data.workers
+    )
 
 
 def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, float]:

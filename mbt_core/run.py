@@ -377,7 +377,7 @@ def _prepare(
         if TEST in used:  # before training, not after it
             manifest.require_labels(TEST)
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
-        require_modalities(manifest, modalities, experiment.data.timeout)
+        require_modalities(manifest, modalities, experiment.data.timeout, experiment.data.workers)
         resolved = resolve(experiment, manifest) if fresh else experiment
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)

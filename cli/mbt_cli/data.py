@@ -140,7 +140,9 @@ def stats(
     from mbt_core.resolve import make_modalities
 
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
-    experiment.modalities = fit_modalities(manifest, experiment.modalities, experiment.data.timeout)
+    experiment.modalities = fit_modalities(
+        manifest, experiment.modalities, experiment.data.timeout, experiment.data.workers
+    )
     report = statistics(manifest, make_modalities(experiment), experiment.data, split, limit=limit)
     if as_json:
         print_json(report)
@@ -178,7 +180,7 @@ def check(
 
     instances = make_modalities(experiment)
     manifest = open_manifest(experiment.data, instances, experiment.model.head)
-    report = run_check(manifest, instances, timeout=experiment.data.timeout)
+    report = run_check(manifest, instances, timeout=experiment.data.timeout, workers=experiment.data.workers)
     if as_json:
         print_json(report)
     else:

@@ -118,7 +118,7 @@ def _reading(experiment: Experiment, manifest: Manifest, seconds: float) -> Read
 
 def _kept(experiment: Experiment, manifest: Manifest) -> str:
     """Whether all this is of the first epoch only."""
-    from mbt_core.data.cache import Cache, auto_limit
+    from mbt_core.data.cache import Cache, auto_room
     from mbt_core.data.splits import TRAIN
     from mbt_core.resolve import make_modalities
 
@@ -126,10 +126,11 @@ def _kept(experiment: Experiment, manifest: Manifest) -> str:
     if config.cache == "none":
         return ""
     if config.cache == "auto":
-        cache = Cache(make_modalities(experiment), config.timeout)
-        size = cache.estimate(manifest, manifest.usable(TRAIN))
-        if size > auto_limit():
+        cache, room = Cache.in_memory_of(config, make_modalities(experiment)), auto_room()
+        chosen = room.choose(cache.estimate(manifest, manifest.usable(TRAIN), room)[0])
+        if not chosen:
             return ""
+        size = sum(chosen.values())
         return (
             f"in the first epoch only: the decoded clips, {size / 1e6:.0f} MB, will be kept in memory (data.cache=auto)"
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,9 +20,11 @@ import numpy as np
 from mbt_core.config import DataConfig
 from mbt_core.data.machine import cores, free_memory, processes_here
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.processes import MEMORY
+from mbt_core.data.readers import Each, Pool, patience_for
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.files import write_atomically
-from mbt_core.media import Clip, MediaError, exists, identity, open_clip
+from mbt_core.media import Clip, exists, identity, open_clip
 from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
 from mbt_core.remote import cache_folder
@@ -31,7 +33,12 @@ VERSION = 2
 """Of what lies on disk; files of another version are not used."""
 AUTO_BYTES = 1_500_000_000
 AUTO_SHARE = 0.25
-ESTIMATE_ROWS = 16
+DECODER = 512 << 20
+"""Bytes that decoding may take besides what comes of it."""
+LARGEST = 512 << 20
+"""Bytes of a clip that is kept on disk: a process decodes it as a whole."""
+CHUNK = 8
+"""Headers that a process reads at a time."""
 SLACK = 0.5
 """Seconds kept past the last window of a span: a modality may round its window up."""
 
@@ -57,26 +64,54 @@ class Entry:
     fps: float | None = None
 
 
-def auto_limit() -> int:
-    """Bytes that decoded clips may take in memory where nobody asked for it."""
-    return min(AUTO_BYTES // processes_here(), int(AUTO_SHARE * free_memory()))
+@dataclass(frozen=True)
+class Room:
+    """Bytes that decoded clips may take.
+
+    Args:
+        total: all together.
+        largest: those that take more may be left out, and count as that.
+    """
+
+    total: int
+    largest: int = sys.maxsize
+
+    def choose(self, sizes: Mapping[Entry, int]) -> Mapping[Entry, int]:
+        """All that are given, or those that are left when large ones are left out; none if these are most."""
+        if sum(sizes.values()) <= self.total:
+            return sizes
+        small = {entry: size for entry, size in sizes.items() if size <= self.largest}
+        return small if 2 * len(small) >= len(sizes) and sum(small.values()) <= self.total else {}
+
+
+def auto_room() -> Room:
+    """Where nobody asked for it."""
+    total = min(AUTO_BYTES // processes_here(), int(AUTO_SHARE * free_memory()))
+    return Room(total, total // 8)
 
 
 class Cache:
     """Decoded clips of the modalities that say how theirs may be kept (`Modality.decode_settings`).
 
+    What cannot be decoded as a whole (in time, in memory, or because a part of it is damaged) is not kept: then its
+    windows are read from the file.
+
     Args:
         modalities: name -> instance.
         timeout: seconds that decoding one clip may take.
         folder: where the clips are kept; None: in the memory of this process.
+        workers: processes that decode what `fill` keeps; 0: none but this one.
     """
 
-    def __init__(self, modalities: Mapping[str, Modality], timeout: float, folder: Path | None = None) -> None:
+    def __init__(
+        self, modalities: Mapping[str, Modality], timeout: float, folder: Path | None = None, workers: int = 0
+    ) -> None:
         self.reads = {name: m.reads for name, m in modalities.items()}
         self.settings: dict[str, dict[str, Any]] = {name: m.decode_settings() for name, m in modalities.items()}
         self.seconds = {name: m.seconds or 0.0 for name, m in modalities.items()}
-        self.timeout, self.folder = timeout, folder
-        self._kept: dict[Entry, MemoryClip | str] = {}
+        self.timeout, self.folder, self.workers = timeout, folder, workers
+        self._kept: dict[Entry, MemoryClip] = {}
+        self._plain: set[Entry] = set()
 
     @classmethod
     def choose(
@@ -91,7 +126,7 @@ class Cache:
         """The cache that ``data.cache`` asks for, filled if it is in memory.
 
         ``auto`` is memory if the decoded clips of the splits take less than 1.5 GB and a quarter of what is free, else
-        none.
+        none; of clips that take more than an eighth of that some may be left out, so that the others fit.
 
         Args:
             config, manifest, modalities: of the run.
@@ -109,21 +144,29 @@ class Cache:
             cache = cls(modalities, config.timeout, disk_folder())
             say(f"decoded clips are kept in {cache.folder}")
             return cache
-        cache = cls(modalities, config.timeout)
+        cache = cls.in_memory_of(config, modalities)
         rows = np.concatenate([np.zeros(0, np.int64), *(manifest.splits[s] for s in splits if s in manifest.splits)])
         auto = config.cache == "auto"
-        limit = auto_limit() if auto else free_memory()
-        expected = cache.estimate(manifest, rows)
-        if expected <= limit and cache.fill(manifest, rows, limit, progress):
-            say(f"the decoded clips of {len(rows)} rows are kept in memory: {cache.nbytes / 1e6:.0f} MB")
+        room = auto_room() if auto else Room(free_memory())
+        sizes, expected = cache.estimate(manifest, rows, room)
+        chosen = room.choose(sizes)
+        if (chosen or expected <= room.total) and (cache.fill(chosen, room, progress) or auto):
+            left_out = len(sizes) - len(cache._kept)
+            rest = f"; {left_out} of {len(sizes)} are too long for that, or damaged, and read anew" if left_out else ""
+            say(f"the decoded clips of {len(rows)} rows are kept in memory: {cache.nbytes / 1e6:.0f} MB{rest}")
             return cache
         if auto:
             say(f"clips are decoded anew in every epoch: kept in memory they would take {expected / 1e9:.1f} GB")
             return None
         raise ConfigError(
-            f"data.cache: memory: the decoded clips take about {expected / 1e9:.1f} GB, {limit / 1e9:.1f} GB are free; "
-            "set data.cache=disk or none"
+            f"data.cache: memory: the decoded clips take about {expected / 1e9:.1f} GB, {room.total / 1e9:.1f} GB are "
+            "free; set data.cache=disk or none"
         )
+
+    @classmethod
+    def in_memory_of(cls, config: DataConfig, modalities: Mapping[str, Modality]) -> Self:
+        """An empty one in memory, filled by as many processes as there are cores unless ``data.workers`` is given."""
+        return cls(modalities, config.timeout, workers=cores() if config.workers == "auto" else config.workers)
 
     @property
     def in_memory(self) -> bool:
@@ -132,7 +175,7 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes kept in memory."""
-        return sum(clip.nbytes for clip in self._kept.values() if isinstance(clip, MemoryClip))
+        return sum(clip.nbytes for clip in self._kept.values())
 
     def serves(self, name: str) -> bool:
         """Whether clips of this modality can be kept: frames and sound only if it says in which size and rate."""
@@ -142,62 +185,101 @@ class Cache:
     def open(
         self, path: str, names: Iterable[str], start: float | None, end: float | None, fps: float | None = None
     ) -> dict[str, MemoryClip]:
-        """Modality -> the decoded clip, for those of `names` that the file offers. The file must exist.
+        """Modality -> the decoded clip, whether or not it offers what that reads. The file must exist.
 
-        Raises:
-            MediaError: as decoding raises it, each time again.
+        Those of `names` that it lacks are to be read from the file.
         """
-        found: dict[str, MemoryClip] = {}
-        for entry in self._entries(path, names, start, end, fps):
-            clip = self._get(entry)
-            found |= {name: clip for name in entry.names if clip.has(self.reads[name])}
-        return found
+        clips: dict[str, MemoryClip] = {}
+        for entry in self._entries(path, filter(self.serves, names), start, end, fps):
+            clip = self._kept.get(entry) if self.folder is None else self._load(entry)
+            if clip is not None:
+                clips |= dict.fromkeys(entry.names, clip)
+        return clips
 
-    def estimate(self, manifest: Manifest, rows: np.ndarray) -> int:
-        """Bytes that the rows' decoded clips will take, from the headers of some of them."""
-        some = rows[np.linspace(0, len(rows) - 1, min(ESTIMATE_ROWS, len(rows))).astype(int)]
-        sizes = [sum(map(self._size, self._needed(manifest, [row]))) for row in some]
-        return round(np.mean(sizes) * len(rows)) if sizes else 0
-
-    def fill(
-        self,
-        manifest: Manifest,
-        rows: np.ndarray,
-        limit: int,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> bool:
-        """Decodes what the rows need into memory, in threads (FFmpeg works outside the interpreter's lock).
+    def estimate(self, manifest: Manifest, rows: np.ndarray, room: Room) -> tuple[dict[Entry, int], float]:
+        """The bytes that rows' decoded clips will take, from their headers, until it is more than there is room for.
 
         Returns:
-            Whether it took no more than `limit` bytes; if not, nothing is kept.
+            What can be kept -> its size, empty if it is more; and the size of all together.
         """
-        total, entries = 0, self._needed(manifest, rows)
-        with ThreadPoolExecutor(cores()) as pool:
-            for done, (entry, clip) in enumerate(zip(entries, pool.map(self._try, entries), strict=True), start=1):
-                self._kept[entry] = clip
-                total += clip.nbytes if isinstance(clip, MemoryClip) else 0
-                if total > limit:
-                    pool.shutdown(cancel_futures=True)
-                    self._kept.clear()
-                    return False
-                if progress:
-                    progress(done, len(entries))
-        return True
+        sizes: dict[Entry, int] = {}
+        seen: set[Entry] = set()
+        shuffled, looked_at, counted = np.random.default_rng(0).permutation(rows), 0, 0
 
-    def _needed(self, manifest: Manifest, rows: Iterable[int]) -> list[Entry]:
-        """What the rows need; what several rows share is there once, what is not on disk is left out."""
-        entries: dict[Entry, None] = {}
-        for index in rows:
-            try:
-                row = manifest.row(index)
-            except DataError:
-                continue  # said where the row is read
-            for path, names in row.files().items():
-                if exists(path):
-                    entries |= dict.fromkeys(
-                        self._entries(path, filter(self.serves, names), row.start, row.end, row.rate(names))
-                    )
-        return list(entries)
+        def entries() -> Iterator[Entry]:
+            nonlocal looked_at
+            for row in shuffled:
+                looked_at += 1
+                for entry in self._needed(manifest, row):
+                    if entry not in seen:
+                        seen.add(entry)
+                        yield entry
+
+        for entry, size in self._pool(self._sized).map(entries(), CHUNK):
+            if size is None:
+                continue
+            sizes[entry] = size
+            counted += min(size, room.largest)
+            if counted > room.total:
+                return {}, sum(sizes.values()) * max(1.0, len(rows) / looked_at)
+        return sizes, sum(sizes.values())
+
+    def fill(self, sizes: Mapping[Entry, int], room: Room, progress: Callable[[int, int], None] | None = None) -> bool:
+        """Decodes into memory what there is room for, what is being decoded included.
+
+        Args:
+            sizes: of `estimate`.
+            room: for all, and for one.
+            progress: called with (clips decoded, clips to decode).
+
+        Returns:
+            Whether there was room for all.
+        """
+        kept, ahead, enough = 0, 0, True
+
+        def admitted() -> Iterator[Entry]:
+            nonlocal ahead, enough
+            for entry, size in sizes.items():
+                if kept + ahead + size > room.total:
+                    enough = False
+                    return
+                ahead += size
+                yield entry
+
+        most = min(
+            MEMORY, 3 * max(sizes.values(), default=0) + DECODER
+        )  # frames one by one, as an array, and on their way here
+        decoded = self._pool(self._decoded, memory=most).map(admitted())
+        for done, (entry, clip) in enumerate(decoded, start=1):
+            ahead -= sizes[entry]
+            if clip is not None and kept + clip.nbytes <= room.total:
+                self._kept[entry] = clip.copy()  # out of the memory of the process that decoded it
+                kept += clip.nbytes
+            elif clip is not None:
+                enough = False
+            if progress:
+                progress(done, len(sizes))
+        return enough
+
+    def _pool(self, read: Callable[[Entry], tuple[Entry, Any]], **options: Any) -> Pool:
+        """Processes that read entries; of one that a process dies of there is nothing, as it need not be kept."""
+        each: Each[Entry, tuple[Entry, Any], Any] = Each(read, lambda entry, why: (entry, None))
+        return Pool(each, self.workers, patience_for(self.timeout), tries=1, **options)
+
+    def _needed(self, manifest: Manifest, index: int) -> list[Entry]:
+        """What a row needs; what is not on disk is left out."""
+        if index in manifest.fatal:
+            return []
+        try:
+            row = manifest.row(index)
+        except DataError:
+            return []  # said where the row is read
+        return [
+            entry
+            for path, names in row.files().items()
+            if exists(path)
+            for entry in self._entries(path, filter(self.serves, names), row.start, row.end, row.rate(names))
+        ]
 
     def _entries(
         self, path: str, names: Iterable[str], start: float | None, end: float | None, fps: float | None
@@ -214,21 +296,11 @@ class Cache:
                 groups.append(([name], {reads: settings}))
         return [Entry(path, tuple(members), start, end, fps) for members, _ in groups]
 
-    def _get(self, entry: Entry) -> MemoryClip:
-        if self.folder is not None:
-            return self._load(entry)
-        kept = self._kept.get(entry)
-        if kept is None:
-            kept = self._kept[entry] = self._try(entry)
-        if isinstance(kept, str):
-            raise MediaError(kept)
-        return kept
-
-    def _try(self, entry: Entry) -> MemoryClip | str:
+    def _decoded(self, entry: Entry) -> tuple[Entry, MemoryClip | None]:
         try:
-            return self._decode(entry)
-        except (DataError, OSError) as error:
-            return str(error)
+            return entry, self._decode(entry)
+        except (DataError, OSError, MemoryError):
+            return entry, None
 
     def _options(self, entry: Entry) -> dict[str, Any]:
         """The entry's settings, all together."""
@@ -248,8 +320,17 @@ class Cache:
             start, stop = self._span(entry, clip)
             return decode_all(clip, reads, start, stop, options.get("short_side"), options.get("rate", 0))
 
-    def _load(self, entry: Entry) -> MemoryClip:
-        """The entry from its file, which is made if it is not there or damaged."""
+    def _load(self, entry: Entry) -> MemoryClip | None:
+        """The entry from its file, which is made if it is not there or damaged; None: it cannot be kept."""
+        if entry in self._plain:
+            return None
+        try:
+            return self._loaded(entry)
+        except (DataError, OSError, MemoryError):
+            self._plain.add(entry)
+            return None
+
+    def _loaded(self, entry: Entry) -> MemoryClip:
         assert self.folder is not None
         key = {
             "version": VERSION,
@@ -265,12 +346,17 @@ class Cache:
                 return MemoryClip.load(file)
             except (DataError, OSError):
                 pass  # damaged: made anew below
+        if self._size(entry) > LARGEST:
+            raise DataError(f"{entry.path}: too large to be kept as a whole")
         clip = self._decode(entry)
         try:
             write_atomically(file, clip.save)
         except MBTError as error:
             warnings.warn(f"{error}. Clips are decoded anew each time", MBTWarning, stacklevel=1)
         return clip
+
+    def _sized(self, entry: Entry) -> tuple[Entry, int]:
+        return entry, self._size(entry)
 
     def _size(self, entry: Entry) -> int:
         """Bytes an entry will take, from the file's header; 0 if it cannot be read."""
@@ -290,7 +376,7 @@ class Cache:
                     size += max(0.0, min(stop, clip.duration_of("waveform") or 0.0) - start) * options["rate"] * 4
                 if "array" in reads and clip.has("array"):
                     size += 4 * math.prod(clip.shape)
-        except (DataError, OSError):
+        except (DataError, OSError, MemoryError):
             return 0
         return round(size)
 

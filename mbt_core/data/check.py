@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, islice
-from typing import Any
+from itertools import islice
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from mbt_core.data.channels import Channels, ChannelTally, channel_lines
 from mbt_core.data.duplicates import find_repeats
 from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest, Row
+from mbt_core.data.readers import Each, Pool, Turn, Work, patience_for
 from mbt_core.data.splits import TRAIN
 from mbt_core.errors import DataError
 from mbt_core.media import Clip, exists, open_clip
@@ -26,8 +26,8 @@ from mbt_core.plugins import registry
 from mbt_core.schema import ModalityConfig
 
 FIT_CLIPS = 64
-CHUNK = 1024
-"""Files given to the threads at a time."""
+CHUNK = 16
+"""Files that a process looks at between two answers."""
 CHANNEL_CLIPS = 16
 """Clips of each modality whose channels a training looks at before it starts."""
 BEGINNING = 0.1
@@ -36,6 +36,7 @@ SHOWN = 5
 """Values and problems that a report lists."""
 
 Progress = Callable[[int, int], None]
+Workers = int | Literal["auto"]
 
 
 @dataclass
@@ -99,6 +100,7 @@ def check(
     *,
     limit: int | None = None,
     timeout: float = 60.0,
+    workers: Workers = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Opens the files that a manifest names and reads a little of each.
@@ -108,6 +110,7 @@ def check(
         modalities: which of these to look at; None: all.
         limit: rows of a split to look at, spread over it; None: all.
         timeout: seconds that one file may take.
+        workers: processes that open them; ``auto``: two for each core; 0: none but this one.
         progress: called with (rows done, rows in all).
 
     Returns:
@@ -122,27 +125,27 @@ def check(
     chosen = {split: _spread(rows, limit) for split, rows in manifest.splits.items()}
     total, done = sum(map(len, chosen.values())), 0
     splits = {}
-    with ThreadPoolExecutor(2 * cores()) as pool:
-        for split, rows in chosen.items():
-            tallies = {name: _Tally(channels=ChannelTally((modalities or {}).get(name))) for name in reads}
-            groups, look = manifest.alike(rows), partial(_look, manifest, reads, timeout)
-            for some in (groups[first : first + CHUNK] for first in range(0, len(groups), CHUNK)):
-                for found in chain.from_iterable(pool.map(look, some)):
-                    for name, tally in tallies.items():
-                        tally.add(found[name])
-                    done += 1
-                    if progress:
-                        progress(done, total)
-            counts = {
-                task: dict(zip(names, manifest.class_counts(task, split).tolist(), strict=True))
-                for task, names in manifest.classes.items()
-            }
-            splits[split] = {
-                "rows": len(manifest.splits[split]),
-                "checked": len(rows),
-                "modalities": {name: tally.report() for name, tally in tallies.items()},
-                "class_counts": counts,
-            }
+    each: Each[Any, Any, Any] = Each(partial(_look, manifest, reads, timeout), partial(_lost, manifest, reads))
+    pool = Pool(each, _processes(workers), patience_for(timeout))
+    for split, rows in chosen.items():
+        tallies = {name: _Tally(channels=ChannelTally((modalities or {}).get(name))) for name in reads}
+        for found in pool.map(manifest.alike(rows), CHUNK):
+            for of_row in found:
+                for name, tally in tallies.items():
+                    tally.add(of_row[name])
+                done += 1
+                if progress:
+                    progress(done, total)
+        counts = {
+            task: dict(zip(names, manifest.class_counts(task, split).tolist(), strict=True))
+            for task, names in manifest.classes.items()
+        }
+        splits[split] = {
+            "rows": len(manifest.splits[split]),
+            "checked": len(rows),
+            "modalities": {name: tally.report() for name, tally in tallies.items()},
+            "class_counts": counts,
+        }
     return {
         "splits": splits,
         "classes": {task: len(names) for task, names in manifest.classes.items()},
@@ -154,6 +157,16 @@ def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
     if limit is None or len(rows) <= limit:
         return rows
     return rows[np.linspace(0, len(rows) - 1, limit).astype(int)]
+
+
+def _processes(workers: Workers) -> int:
+    return 2 * cores() if workers == "auto" else workers
+
+
+def _lost(manifest: Manifest, reads: Mapping[str, str], rows: np.ndarray, why: str) -> list[dict[str, _Found]]:
+    """What the rows of a file are that processes have died of."""
+    found = _Found("unreadable", f"{', '.join(manifest.row(rows[0]).files())}: {why}")
+    return [dict.fromkeys(reads, found)] * len(rows)
 
 
 def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, rows: np.ndarray) -> list[dict[str, _Found]]:
@@ -216,15 +229,24 @@ def _beginning(clip: Clip, reads: str, found: _Found, start: float) -> _Found:
     return found
 
 
-def require_modalities(manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0) -> None:
+def require_modalities(
+    manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0, workers: Workers = "auto"
+) -> None:
     """Opens clips of the train split until each modality was found in one; what cannot be opened may have any.
+
+    Args:
+        manifest: the rows.
+        modalities: name -> instance.
+        timeout: seconds that one file may take.
+        workers: whether a process of its own opens them; 0: this one does.
 
     Raises:
         DataError: if a modality is in none of them: its parameters would stay as they are, and nobody would notice.
     """
-    rows = np.random.default_rng(0).permutation(manifest.rows(TRAIN))
+    rows = np.random.default_rng(0).permutation(manifest.rows(TRAIN)).tolist()
     for name, modality in modalities.items():
-        if not any(_may_have(manifest, index, modality, timeout) for index in rows):
+        each: Each[int, bool, Any] = Each(partial(_may_have, manifest, modality, timeout), lambda row, why: True)
+        if not any(_pool(each, manifest, timeout, workers).map(rows)):
             others = ",".join(other for other in modalities if other != name)
             raise DataError(
                 f"{manifest.path}: modality {name!r} (it reads {modality.reads}) is in none of the {len(rows)} rows of "
@@ -233,7 +255,7 @@ def require_modalities(manifest: Manifest, modalities: Mapping[str, Modality], t
             )
 
 
-def _may_have(manifest: Manifest, index: int, modality: Modality, timeout: float) -> bool:
+def _may_have(manifest: Manifest, modality: Modality, timeout: float, index: int) -> bool:
     with ExitStack() as stack:
         try:
             return _opened(manifest.row(index), modality, timeout, stack) is not None
@@ -241,24 +263,35 @@ def _may_have(manifest: Manifest, index: int, modality: Modality, timeout: float
             return True  # counted where it is read
 
 
-def channel_notes(manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0) -> list[str]:
+def channel_notes(
+    manifest: Manifest, modalities: Mapping[str, Modality], timeout: float = 60.0, workers: Workers = "auto"
+) -> list[str]:
     """What some files of the train split offer to modalities that read arrays, and what looks wrong, a line each."""
     lines = []
+    rows = np.random.default_rng(0).permutation(manifest.splits.get(TRAIN, np.zeros(0, np.int64))).tolist()
     for name, modality in modalities.items():
-        if modality.reads != Reads.ARRAY:
-            continue
-        tally = ChannelTally(modality)
-        with ExitStack() as stack:
-            for clip, _ in islice(_sample(manifest, modality, timeout, stack), CHANNEL_CLIPS):
-                with suppress(DataError, OSError):  # counted where it is read
-                    tally.add(Channels.of(clip))
-                clip.close()
-        lines += channel_lines(name, tally.report())
+        if modality.reads == Reads.ARRAY:
+            [report] = _pool(partial(_channels, manifest, modality, timeout), manifest, timeout, workers).run([rows])
+            lines += channel_lines(name, report)
     return lines
 
 
+def _channels(manifest: Manifest, modality: Modality, timeout: float, rows: Sequence[int], turn: Turn) -> Any:
+    """The report on the channels of the first `CHANNEL_CLIPS` clips."""
+    tally = ChannelTally(modality)
+    with ExitStack() as stack:
+        for clip, _ in islice(_sample(manifest, modality, timeout, stack, rows, turn), CHANNEL_CLIPS):
+            with suppress(DataError, OSError):  # counted where it is read
+                tally.add(Channels.of(clip))
+            clip.close()
+    return tally.report()
+
+
 def fit_modalities(
-    manifest: Manifest, configs: Mapping[str, ModalityConfig], timeout: float = 60.0
+    manifest: Manifest,
+    configs: Mapping[str, ModalityConfig],
+    timeout: float = 60.0,
+    workers: Workers = "auto",
 ) -> dict[str, ModalityConfig]:
     """Fills fields at ``auto`` from the train split (`Modality.fit`): from the same up to 64 clips every time.
 
@@ -266,40 +299,59 @@ def fit_modalities(
         manifest: the rows; read with these modalities.
         configs: name -> configuration.
         timeout: seconds that one clip may take.
+        workers: whether a process of its own reads them; 0: this one does.
 
     Raises:
         DataError: if a field is still ``auto``, naming it.
     """
     fitted = {}
+    rows = np.random.default_rng(0).permutation(manifest.splits.get(TRAIN, np.zeros(0, np.int64)))
     for name, config in configs.items():
         fitted[name] = config
         if not config.auto_fields():
             continue
-        kind = registry().modality_class(config.kind)
-        with ExitStack() as stack:
-            clips = list(_sample(manifest, kind(name, config), timeout, stack))
-            if clips:
-                try:
-                    fitted[name] = kind.fit(config, clips)
-                except DataError as error:  # of two of a kind, which
-                    raise DataError(f"modalities.{name}: {error}") from error
+        fit = partial(_fit, manifest, name, config, timeout)
+        [(fitted[name], count)] = _pool(fit, manifest, timeout, workers).run([rows.tolist()])
         left = fitted[name].auto_fields()
         if left:
             fields = ", ".join(f"modalities.{name}.{field}" for field in left)
-            why = f"its {len(clips)} clips do not tell" if clips else "no row of it has a readable file"
+            why = f"its {count} clips do not tell" if count else "no row of it has a readable file"
             raise DataError(
                 f"{fields}: 'auto' cannot be filled from the train split of {manifest.path}: {why}; give a value"
             )
     return fitted
 
 
+def _pool(work: Work, manifest: Manifest, timeout: float, workers: Workers) -> Pool:
+    """A process for work on rows; those that processes die of are not read again either."""
+    return Pool(work, 1 if workers else 0, patience_for(timeout), key=int, fatal=manifest.fatal)
+
+
+def _fit(
+    manifest: Manifest, name: str, config: ModalityConfig, timeout: float, rows: Sequence[int], turn: Turn
+) -> tuple[ModalityConfig, int]:
+    """The filled configuration, and the number of clips that it was filled from."""
+    kind = registry().modality_class(config.kind)
+    with ExitStack() as stack:
+        clips = list(_sample(manifest, kind(name, config), timeout, stack, rows, turn))
+        if not clips:
+            return config, 0
+        try:
+            return kind.fit(config, clips), len(clips)
+        except DataError as error:  # of two of a kind, which
+            raise DataError(f"modalities.{name}: {error}") from error
+
+
 def _sample(
-    manifest: Manifest, modality: Modality, timeout: float, stack: ExitStack
+    manifest: Manifest, modality: Modality, timeout: float, stack: ExitStack, rows: Sequence[int], turn: Turn
 ) -> Iterator[tuple[Clip, Window | None]]:
-    """Opened clips of up to `FIT_CLIPS` train rows with this modality, and their spans; without unreadable ones."""
-    rows = manifest.splits.get(TRAIN, np.zeros(0, np.int64))
+    """Opened clips of the first up to `FIT_CLIPS` of `rows` with this modality, and their spans; without unreadable
+    ones, and those that a process has died of."""
     count = 0
-    for index in np.random.default_rng(0).permutation(rows):
+    for number, index in enumerate(rows):
+        if number in turn.lost:
+            continue
+        turn.at(number)
         try:
             row = manifest.row(index)
             clip = _opened(row, modality, timeout, stack)
@@ -307,7 +359,7 @@ def _sample(
         except (DataError, OSError):
             continue  # counted where it is read
         if clip is not None:
-            yield clip, window
+            yield turn.watch(clip, number), window
             count += 1
             if count == FIT_CLIPS:
                 return

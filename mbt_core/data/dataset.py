@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
@@ -117,12 +117,35 @@ class ClipDataset(Dataset[list[Example]]):
             DataError: for a row without a label of one of the tasks.
         """
         draw = Draw(*draw)
-        targets = {task: torch.as_tensor(labels.target(draw.index)) for task, labels in self.labels.items()}
+        targets = self._targets(draw)
         try:
             views = self.samples(self.manifest.row(draw.index), draw)
         except (DataError, OSError) as error:
-            return [self._example(draw.index, view, {}, targets, str(error)) for view in range(self.views)]
+            return self._failed(draw, str(error))
         return [self._example(draw.index, view, samples, targets) for view, samples in enumerate(views)]
+
+    def batch(self, items: Sequence[Draw]) -> tuple[ClipDataset, Sequence[Draw]]:
+        """The data set and the draws that a sampler's batch stands for."""
+        return self, items
+
+    def key(self, item: Draw) -> Hashable:
+        """What an item of a batch is known by in `fatal`."""
+        return int(item[1])
+
+    @property
+    def fatal(self) -> dict[Any, str]:
+        """Key -> why it is not read: of what reading processes have died of."""
+        return self.manifest.fatal
+
+    def unreadable(self, draw: Draw, why: str) -> list[Example]:
+        """What stands for a row that must not be read: as of one that cannot be."""
+        draw = Draw(*draw)
+        try:
+            row = self.manifest.row(draw.index)
+            name = ", ".join(row.files()) or f"row {row.id!r}"
+        except (DataError, OSError):
+            name = f"row {draw.index}"
+        return self._failed(draw, f"{name}: {why}")
 
     def samples(self, row: Row, draw: Draw) -> list[dict[str, Sample]]:
         """What there is of each view of a row: modality -> sample.
@@ -133,6 +156,13 @@ class ClipDataset(Dataset[list[Example]]):
         with ExitStack() as stack:
             clips = self._open(row, stack)
             return self._read_training(row, clips, draw) if self.training else self._read_views(row, clips)
+
+    def _targets(self, draw: Draw) -> dict[str, Tensor]:
+        return {task: torch.as_tensor(labels.target(draw.index)) for task, labels in self.labels.items()}
+
+    def _failed(self, draw: Draw, error: str) -> list[Example]:
+        targets = self._targets(draw)
+        return [self._example(draw.index, view, {}, targets, error) for view in range(self.views)]
 
     def _example(
         self, index: int, view: int, samples: dict[str, Sample], targets: dict[str, Tensor], error: str | None = None
@@ -155,12 +185,13 @@ class ClipDataset(Dataset[list[Example]]):
             if not exists(path):
                 missing.append(path)
                 continue
-            kept = [name for name in names if self.cache is not None and self.cache.serves(name)]
-            if self.cache is not None and kept:
-                clips |= self.cache.open(path, kept, row.start, row.end, row.rate(kept))
-            if len(kept) < len(names):
+            opened: dict[str, Readable] = {}
+            if self.cache is not None:
+                opened |= self.cache.open(path, names, row.start, row.end, row.rate(names))
+            if len(opened) < len(names):
                 clip = stack.enter_context(open_clip(path, timeout=self.config.timeout, fps=row.rate(names)))
-                clips |= {name: clip for name in set(names) - set(kept) if clip.has(self.modalities[name].reads)}
+                opened |= {name: clip for name in names if name not in opened}
+            clips |= {name: clip for name, clip in opened.items() if clip.has(self.modalities[name].reads)}
         if not clips:
             raise DataError(_nothing(row, missing, (self.modalities[name].reads for name in row.sources)))
         return {name: clips[name] for name in self.modalities if name in clips}

@@ -95,6 +95,7 @@ class Manifest:
         ids: of the rows; unique.
         groups: the rows that belong together (``data.group``); None: no column is named.
         unsplit: rows have labels, and none says of which split it is: val and test, if there are any, were held out.
+        fatal: row -> why it is not read any more: what reading processes have died of since the manifest was read.
     """
 
     path: Path
@@ -110,6 +111,7 @@ class Manifest:
     _fps: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     groups: Groups | None = field(default=None, repr=False)
     unsplit: bool = False
+    fatal: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def read(

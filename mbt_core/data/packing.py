@@ -6,18 +6,15 @@ import io
 import json
 import math
 import os
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures import as_completed as completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
+from pickle import PickleBuffer
 from typing import Any
 
 import av
@@ -29,8 +26,10 @@ from mbt_core import remote
 from mbt_core.config import DataConfig
 from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
-from mbt_core.data.machine import cores
+from mbt_core.data.machine import cores, free_memory
 from mbt_core.data.manifest import Manifest, Row
+from mbt_core.data.processes import MEMORY
+from mbt_core.data.readers import Pool, Turn, patience_for
 from mbt_core.data.shards import (
     CLASSES_FILE,
     FILE,
@@ -43,7 +42,7 @@ from mbt_core.data.shards import (
     table_path,
 )
 from mbt_core.data.tables import read_table
-from mbt_core.errors import ConfigError, DataError, MBTError
+from mbt_core.errors import ConfigError, DataError
 from mbt_core.files import only_writer, open_regular, write_atomically
 from mbt_core.media import Clip, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
@@ -91,11 +90,14 @@ class PackReport:
         return asdict(self)
 
 
+Content = bytes | PickleBuffer | memoryview
+
+
 @dataclass
 class Packed:
     """One row: the members after its key's name, each with its content and time, and what could not be read."""
 
-    members: list[tuple[str, bytes, float]] = field(default_factory=list)
+    members: list[tuple[str, Content, float]] = field(default_factory=list)
     cells: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
@@ -129,7 +131,7 @@ def pack(
         window: seconds of the longest window that will be read: so much is kept of shorter spans, too.
         shard_size: rows of a shard.
         part: (i, n): only every n-th shard from the i-th on. i and i + n mean the same.
-        workers: processes; by default one per core.
+        workers: processes that decode; by default one per core; 0: none but this one.
         progress: called with (shards done, shards to do).
 
     Returns:
@@ -175,9 +177,7 @@ def _pack(
     _start_folder(out, packing, classes)
     mine = range(part[0] % part[1], packing.shards, part[1])
     todo = [shard for shard in mine if not table_path(out, shard).is_file()]
-    for done, _ in enumerate(_run(packer, todo, workers or cores()), start=1):
-        if progress:
-            progress(done, len(todo))
+    packer.pack(todo, cores() if workers is None else workers, progress)
     report = _report(out, packing)
     text = json.dumps(report.as_json(), indent=1, ensure_ascii=False)
     write_atomically(out / REPORT_FILE, lambda file: file.write_text(text, encoding="utf-8"))
@@ -210,42 +210,6 @@ def _start_folder(out: Path, packing: Packing, classes: bytes | None) -> None:
         )
 
 
-def _run(packer: Packer, todo: Sequence[int], workers: int) -> Iterator[None]:
-    """Packs shards in several processes; what cores are left over serve as threads of each."""
-    count = max(1, min(workers, len(todo)))
-    packer.threads = max(1, workers // count)
-    if count == 1:
-        for shard in todo:
-            packer.pack_shard(shard)
-            yield
-        return
-    context = get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_keep, initargs=(packer,)) as pool:
-        futures: list[Future[None]] = [pool.submit(_pack_kept, shard) for shard in todo]
-        try:
-            for future in completed(futures):
-                yield future.result()
-        except BrokenProcessPool:
-            raise MBTError(
-                "a packing process died; most often memory is out: give fewer --workers. What is done stays: "
-                "the same command goes on with the others"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-_kept: list[Packer] = []
-
-
-def _keep(packer: Packer) -> None:
-    _kept[:] = [packer]
-
-
-def _pack_kept(shard: int) -> None:
-    _kept[0].pack_shard(shard)
-
-
 def _report(out: Path, packing: Packing) -> PackReport:
     report = PackReport(str(out), packing.shards)
     for found in read_reports(out, packing):
@@ -266,7 +230,6 @@ class Packer:
         packing: settings.
         out: folder of the shards.
         timeout: seconds that decoding one clip may take.
-        threads: rows packed at a time.
     """
 
     manifest: Manifest
@@ -274,13 +237,23 @@ class Packer:
     packing: Packing
     out: Path
     timeout: float
-    threads: int = 1
 
     def __post_init__(self) -> None:
         self.columns = self.manifest.served()
 
-    def pack_shard(self, shard: int) -> None:
-        """Writes a shard's tar file, its index, and then its table."""
+    def pack(self, shards: Sequence[int], workers: int, progress: Callable[[int, int], None] | None = None) -> None:
+        """Writes shards, whose rows are packed by processes of their own; `progress` is told how many are done."""
+        memory = max(MEMORY, free_memory() // (2 * max(1, workers)))  # a long video's pictures are many
+        pool = Pool(self._pack_rows, workers, patience_for(self.timeout), memory=memory)
+        rows = pool.map(row for shard in shards for row in self.packing.rows_of(shard))
+        with closing(rows):
+            for done, shard in enumerate(shards, start=1):
+                self._write_shard(shard, rows)
+                if progress:
+                    progress(done, len(shards))
+
+    def _write_shard(self, shard: int, packed: Iterator[Packed]) -> None:
+        """Writes a shard's tar file, its index, and then its table, out of the next packed rows."""
         name, rows = name_of(shard), self.packing.rows_of(shard)
         records: list[tuple[bytes, bytes, int, int, float, int]] = []
         cells: list[dict[str, str]] = []
@@ -288,9 +261,10 @@ class Packer:
 
         def write(path: Path) -> None:
             with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-                for row, found in self._packed(rows):
+                for row, found in zip(rows, packed, strict=False):
                     key = key_of(row)
-                    for member, content, time in found.members:
+                    for member, packed_content, time in found.members:
+                        content = memoryview(packed_content)
                         full = f"{key}.{member}"
                         place = (tar.offset + BLOCK, len(content), time, zlib.crc32(content))
                         records.append((key.encode(), full.encode(), *place))
@@ -311,15 +285,6 @@ class Packer:
         table = self._table(rows, cells).replace_schema_metadata({REPORT: json.dumps(report, ensure_ascii=False)})
         write_atomically(table_path(self.out, shard), lambda path: pa.parquet.write_table(table, path))
 
-    def _packed(self, rows: range) -> Iterator[tuple[int, Packed]]:
-        """The packed rows in order; at most a few are in memory."""
-        if self.threads == 1:
-            yield from ((row, self.pack_row(row)) for row in rows)
-            return
-        with ThreadPoolExecutor(self.threads) as pool:
-            for some in (rows[i : i + 2 * self.threads] for i in range(0, len(rows), 2 * self.threads)):
-                yield from zip(some, pool.map(self.pack_row, some), strict=True)
-
     def _table(self, rows: range, cells: Sequence[Mapping[str, str]]) -> pa.Table:
         table = self.table.slice(rows.start, len(rows))
         rates = [name for name in table.column_names if is_number(name) and name not in ("start", "end")]
@@ -329,12 +294,15 @@ class Packer:
             table = table.set_column(place, column, pa.array([c.get(column, "") for c in cells], pa.string()))
         return table
 
-    def pack_row(self, index: int) -> Packed:
-        """Decodes and encodes all files of a row."""
+    def _pack_rows(self, rows: Sequence[int], turn: Turn) -> list[Packed]:
+        return [self.pack_row(row, turn) for row in rows]
+
+    def pack_row(self, index: int, turn: Turn) -> Packed:
+        """Decodes and encodes all files of a row; `turn` is told which column it is at."""
         found = Packed()
         row = self.manifest.row(index)
         sources: dict[str, Facts] = {}
-        for column, names in self.columns.items():
+        for number, (column, names) in enumerate(self.columns.items()):
             source = next((row.sources[name] for name in names if row.sources[name] is not None), None)
             if source is None or source.path is None:
                 continue
@@ -342,7 +310,16 @@ class Packer:
                 found.missing.append(f"{source.path}: there is no such file")
                 continue
             found.cells[column] = column
-            sources[column] = self._pack_file(row, source.path, column, names, found)
+            if number in turn.lost:
+                error = f"{source.path}: {turn.lost[number]}"
+                sources[column] = Facts(errors={self.manifest.reads[name]: error for name in names})
+                found.unreadable.append(error)
+                continue
+            turn.at(number)
+            with open_clip(source.path, timeout=self.timeout, fps=row.rate(names)) as clip:
+                watched = turn.watch(clip, number)
+                sources[column] = self._pack_file(watched, row, source.path, column, names, found)
+        turn.done()
         for name, source in row.sources.items():
             if source is not None and source.text is not None:
                 found.members.append((f"{name}.txt", source.text.encode(), math.nan))
@@ -353,27 +330,29 @@ class Packer:
         found.members.insert(0, ("json", content, math.nan))
         return found
 
-    def _pack_file(self, row: Row, path: str, column: str, names: Sequence[str], found: Packed) -> Facts:
-        facts, rate = Facts(), row.rate(names)
-        wanted = {self.manifest.reads[name] for name in names}
-        with open_clip(path, timeout=self.timeout, fps=rate) as clip:
-            for reads in sorted(wanted):
-                members: list[tuple[str, bytes, float]] = []
-                try:
-                    if not clip.has(reads):
-                        continue
-                    if not facts.ends:
-                        facts.duration = clip.duration
-                        facts.start, facts.stop = self._span(row, clip)
-                    members = self._pack_one(clip, path, reads, column, facts)
-                    _check_size(path, max((len(content) for _, content, _ in members), default=0))
-                    facts.ends[reads] = clip.duration_of(reads)
-                except (DataError, OSError) as error:
-                    facts.errors[reads] = str(error)
-                    if str(error) not in found.unreadable:
-                        found.unreadable.append(str(error))
+    def _pack_file(self, clip: Clip, row: Row, path: str, column: str, names: Sequence[str], found: Packed) -> Facts:
+        facts = Facts()
+        for reads in sorted({self.manifest.reads[name] for name in names}):
+            members: list[tuple[str, bytes, float]] = []
+            try:
+                if not clip.has(reads):
                     continue
-                found.members += members
+                if not facts.ends:
+                    facts.duration = clip.duration
+                    facts.start, facts.stop = self._span(row, clip)
+                members = self._pack_one(clip, path, reads, column, facts)
+                _check_size(path, max((len(content) for _, content, _ in members), default=0))
+                facts.ends[reads] = clip.duration_of(reads)
+            except (DataError, OSError) as error:
+                facts.errors[reads] = str(error)
+            except MemoryError as error:
+                facts.errors[reads] = f"{path}: packing it takes too much memory: {error}"
+            else:
+                # what is pickled as a buffer is not copied on its way to the process that writes
+                found.members += [(name, PickleBuffer(content), time) for name, content, time in members]
+                continue
+            if facts.errors[reads] not in found.unreadable:
+                found.unreadable.append(facts.errors[reads])
         return facts
 
     def _pack_one(self, clip: Clip, path: str, reads: str, column: str, facts: Facts) -> list[tuple[str, bytes, float]]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ from torch.utils.data import Sampler
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment, TaskKind
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.columns import RATE
-from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.readers import Each, Pool, patience_for
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
@@ -45,8 +47,6 @@ Segment = tuple[str, float | None, float | None]
 """A file, and the start and end of a window of it in seconds."""
 BATCH = 32
 """Views classified at a time, unless ``evaluate.batch_size`` says otherwise."""
-FEW = 8
-"""So many files are read by this process itself."""
 WINDOWS = 1_000_000
 """More windows of a file are an error: `every` is too short, or the length that the file claims is wrong."""
 NOT_FINITE = "the model gives no finite scores; look for values in it far beyond those it was trained on"
@@ -163,11 +163,15 @@ class Files(ClipDataset):
 
     fps: float | None = None
 
-    def __getitems__(self, segments: Sequence[Segment]) -> list[list[Example]]:
-        """The examples of each segment; their `index` counts from 0 in the batch."""
-        batch = copy(self)
-        batch.manifest = files_manifest(segments, self.manifest.reads, self.fps)
-        return [batch[Draw(0, row)] for row in range(len(segments))]
+    def batch(self, items: Sequence[Any]) -> tuple[ClipDataset, Sequence[Draw]]:
+        """For segments; rows count from 0 in the batch."""
+        dataset = copy(self)
+        dataset.manifest = files_manifest(items, self.manifest.reads, self.fps)
+        return dataset, [Draw(0, row) for row in range(len(items))]
+
+    def key(self, item: Any) -> Hashable:
+        """The file: a window that a process dies of stands for all that follow."""
+        return item[0]
 
 
 class Stream(Sampler[list[Segment]]):
@@ -240,7 +244,8 @@ def predict_files(
     _check_positive("--every", every, "seconds")
     _check_positive("--fps", fps, "frames a second")
     files = find_files(paths, {m.reads for m in model.modalities.values()}, fps)
-    rows = (row for row in _rows(files, model.modalities, every, fps) if _key(row) not in answered)
+    windows = _rows(files, model.modalities, experiment.data, every, fps)
+    rows = (row for row in windows if _key(row) not in answered)
     return _classified(model, rows, experiment, fabric, top, every is not None, fps)
 
 
@@ -261,13 +266,12 @@ def _classified(
 ) -> Iterator[FilePrediction]:
     """What each row was classified as, in their order."""
     reads = {name: m.reads for name, m in model.modalities.items()}
-    first = list(islice(rows, FEW + 1))
     views = 1 if windows else experiment.evaluate.views
-    stream = Stream(chain(first, rows), rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
+    stream = Stream(rows, rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
     empty = files_manifest((), reads)
     dataset = Files(empty, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     dataset.fps = fps
-    loader = make_loader(dataset, stream, experiment.data.workers if len(first) > FEW else 0, fabric.device)
+    loader = make_loader(dataset, stream, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
@@ -314,7 +318,7 @@ def predict_rows(
     rows = np.array([row for row in rows.tolist() if (manifest.ids[row].as_py(), None) not in answered], np.int64)
     dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False, views=views)
     sampler = EvalSampler(rows, rows_at_once(model, experiment.evaluate.batch_size or BATCH, views))
-    loader = make_loader(dataset, sampler, experiment.data.workers if len(rows) > FEW else 0, fabric.device)
+    loader = make_loader(dataset, sampler, experiment.data.workers, fabric.device)
     model.to(fabric.device).eval()
     preprocess = Preprocess(model.modalities).to(fabric.device)
     for batch in loader:
@@ -346,29 +350,42 @@ def files_manifest(segments: Sequence[Segment], reads: Mapping[str, str], fps: f
 def _rows(
     files: Iterable[Path | FilePrediction],
     modalities: Mapping[str, Modality],
+    config: DataConfig,
     every: float | None,
     fps: float | None = None,
 ) -> Iterator[Segment | FilePrediction]:
     """What to classify, and what cannot be (files are only looked into where windows slide), in the files' order."""
     length = max((m.seconds for m in modalities.values() if m.seconds is not None), default=every)
+    each: Each[Path, float | FilePrediction | None, Any] = Each(partial(_length, config.timeout, fps), _no_length)
+    pool = Pool(each, 1 if config.workers else 0, patience_for(config.timeout))
     for file in files:
         if isinstance(file, FilePrediction):
             yield file
         elif every is None or length is None:
             yield str(file), None, None
         else:
-            yield from _windows(file, every, length, fps)
+            [duration] = pool.map([file])
+            if isinstance(duration, FilePrediction):
+                yield duration
+            else:
+                yield from _windows(str(file), duration, every, length)
 
 
-def _windows(file: Path, every: float, length: float, fps: float | None) -> Iterator[Segment | FilePrediction]:
-    """Windows of `length` seconds, a start every `every` seconds and one at the end; or what is wrong with the file."""
-    name = str(file)
+def _length(timeout: float, fps: float | None, file: Path) -> float | FilePrediction | None:
+    """Seconds of a file, None if it has no length; or what is wrong with it."""
     try:
-        with Clip(file, fps=fps) as clip:
-            duration = clip.duration
+        with Clip(file, timeout=timeout, fps=fps) as clip:
+            return clip.duration
     except MBTError as error:
-        yield FilePrediction(name, error=without_name(str(error), name))
-        return
+        return FilePrediction(str(file), error=without_name(str(error), str(file)))
+
+
+def _no_length(file: Path, why: str) -> FilePrediction:
+    return FilePrediction(str(file), error=why)
+
+
+def _windows(name: str, duration: float | None, every: float, length: float) -> Iterator[Segment | FilePrediction]:
+    """Windows of `length` seconds, a start every `every` seconds and one at the end; or why there are none."""
     if duration is None:
         yield name, None, None
         return

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mbt_core.config import Experiment
 from mbt_core.data.collate import Collate, Preprocess
-from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.dataset import ClipDataset, Example
+from mbt_core.data.loader import row_reader
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.evaluate.evaluator import FUSED
@@ -137,7 +138,7 @@ def _class_of(model: MBT, task: str | None, label: str | None) -> tuple[str, int
 class _Explainer:
     """Explains one row of a data set."""
 
-    dataset: ClipDataset
+    read: Callable[[int], list[Example]]
     model: MBT
     preprocess: Preprocess
     method: Method
@@ -159,10 +160,11 @@ class _Explainer:
     ) -> _Explainer:
         model.to(device).eval()
         dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)
-        return cls(dataset, model, Preprocess(model.modalities).to(device), method, task, index, top)
+        read = row_reader(dataset, experiment.data.workers)
+        return cls(read, model, Preprocess(model.modalities).to(device), method, task, index, top)
 
     def __call__(self, file: str, row: int) -> Explanation:
-        example = self.dataset[Draw(0, row)][0]
+        example = self.read(row)[0]
         if example.error is not None:
             return Explanation(FilePrediction(file, error=without_name(example.error, os.path.abspath(file))))
         model = self.model

@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -69,6 +69,10 @@ class MemoryClip:
     def nbytes(self) -> int:
         """Bytes of memory that the content takes."""
         return sum(part.nbytes for part in self.parts.values())
+
+    def copy(self) -> Self:
+        """The same with content of its own."""
+        return replace(self, parts={name: part.copy() for name, part in self.parts.items()})
 
     def has(self, reads: str) -> bool:
         """Whether "frames", "waveform", "array" or "text" is held."""

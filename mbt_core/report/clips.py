@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mbt_core.config import Experiment, TaskKind
-from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.dataset import ClipDataset, Example
+from mbt_core.data.loader import row_reader
 from mbt_core.data.manifest import Manifest
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.evaluate.predict import best_labels
@@ -122,7 +123,8 @@ class Drawer:
 
     def __init__(self, model: MBT, manifest: Manifest, predictions: Predictions, experiment: Experiment) -> None:
         self.model, self.manifest, self.experiment = model, manifest, experiment
-        self.dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)
+        dataset = ClipDataset(manifest, model.modalities, {}, config=experiment.data, seed=0, training=False)
+        self.read = row_reader(dataset, experiment.data.workers)
         self.rows = dict(enumerate(manifest.find(predictions.ids)))
         self.end = monotonic() + SECONDS
 
@@ -137,7 +139,7 @@ class Drawer:
     def draw(self, shown: Shown, place: int) -> Shown:
         """The clip with its pictures, or with why there are none."""
         try:
-            example = self.dataset[Draw(0, self._row(place))][0]
+            example = self.read(self._row(place))[0]
         except Exception as error:  # one clip must not lose the others
             return replace(shown, errors=[_why(error)])
         if example.error is not None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,8 @@ from torch import Tensor
 
 from mbt_core.config import DataConfig
 from mbt_core.data.collate import Batch, Collate
+from mbt_core.data.dataset import Draw
+from mbt_core.data.processes import MEMORY, Memory, ReadingProcess
 from mbt_core.errors import DataError, MBTError
 from mbt_core.evaluate.predict import Files, files_manifest
 from mbt_core.media import open_clip
@@ -32,8 +33,6 @@ from mbt_core.serve.upload import Refused
 READY, FAILED, READ = b"+", b"-", b"="
 START = 120.0
 """Seconds a process may take to start."""
-MEMORY = 4 << 30
-"""Bytes that reading one file may take beyond what the process has at its start."""
 PRESENT = "present"
 
 
@@ -67,7 +66,7 @@ class Reading:
             raise DataError(f"{path}: lasts {longest:.1f} s, allowed are {self.max_seconds:g} s")
         manifest = files_manifest([(path, None, None)], {name: m.reads for name, m in self.modalities.items()})
         options: dict[str, Any] = {"config": self.config, "seed": 0, "training": False, "views": self.views}
-        [examples] = Files(manifest, self.modalities, {}, **options).__getitems__([(path, None, None)])
+        examples = Files(manifest, self.modalities, {}, **options)[Draw(0, 0)]
         if examples[0].error is not None:
             raise DataError(examples[0].error)
         return Collate(self.modalities)([examples])
@@ -103,17 +102,16 @@ def unpack(data: bytes, names: Iterable[str]) -> Batch:
     return Batch(samples, present, {}, torch.ones(size), row, torch.arange(size), [], complete)
 
 
-def _work(connection: Connection, reading: Reading) -> None:
+def _work(connection: Connection, _: Any, reading: Reading) -> None:
     """A reading process: paths in, tensors or messages out, until the other end closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service ends its processes
-    torch.set_num_threads(1)
-    _limit_memory(MEMORY)
+    memory = Memory(MEMORY)
     connection.send_bytes(READY)
     while True:
         try:
             path = connection.recv_bytes().decode()
         except EOFError:
             return
+        memory.limit()
         try:
             answer = READ + pack(reading.read(path))
         except (MBTError, OSError) as error:
@@ -122,19 +120,6 @@ def _work(connection: Connection, reading: Reading) -> None:
             print(f"reading {path}: {type(error).__name__}: {error}", file=sys.stderr)
             answer = FAILED + f"it cannot be read ({type(error).__name__})".encode()
         connection.send_bytes(answer)
-
-
-def _limit_memory(more: int) -> None:
-    """So that a small file that unpacks to a huge one is an error, and not the end of the machine."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return
-    import resource  # not on every system
-
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-    limit = int(lines["VmData"].split()[0]) * 1024 + more
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
 
 
 class Reader:
@@ -147,15 +132,12 @@ class Reader:
     def start(self) -> None:
         """Starts the process. Raises `MBTError` if it does not come up."""
         # not a fork of a process that has threads; a fork server has imported everything once
-        context: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        method = "forkserver" if sys.platform == "linux" else "spawn"
         if sys.platform == "linux":
-            context.set_forkserver_preload([__name__])
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.reading), daemon=True)
-        self.process.start()
-        theirs.close()
+            multiprocessing.set_forkserver_preload([__name__])
+        self.worker = ReadingProcess(_work, self.reading, method=method)
         try:
-            ready = self.connection.poll(START) and self.connection.recv_bytes() == READY
+            ready = self.worker.connection.poll(START) and self.worker.connection.recv_bytes() == READY
         except EOFError:
             ready = False
         if not ready:
@@ -164,26 +146,21 @@ class Reader:
 
     def stop(self) -> None:
         """Ends the process, whatever it does; of one that did not start again nothing is left to end."""
-        if self.connection.closed:
-            return
-        self.connection.close()
-        self.process.kill()
-        self.process.join()
-        self.process.close()
+        self.worker.stop()
 
     def read(self, path: Path) -> Batch:
         """Reads one file. Raises `Refused` with 422, and `MBTError` if no process can be started."""
         name = str(path).encode()
         try:
-            self.connection.send_bytes(name)
+            self.worker.connection.send_bytes(name)
         except OSError:  # it died while it was idle, which is no fault of this file
             self._replace()
-            self.connection.send_bytes(name)
+            self.worker.connection.send_bytes(name)
         try:
-            if not self.connection.poll(self.reading.timeout):
+            if not self.worker.connection.poll(self.reading.timeout):
                 self._replace()
                 raise Refused(422, f"the file took longer than {self.reading.timeout:g} s to read")
-            answer = self.connection.recv_bytes()
+            answer = self.worker.connection.recv_bytes()
         except (EOFError, OSError):
             self._replace()
             raise Refused(422, "the file cannot be read: the process that read it died of it") from None

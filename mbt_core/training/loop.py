@@ -10,15 +10,14 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch, Copier
@@ -170,7 +169,7 @@ class Trainer:
         load_optimizer(self.model, self.optimizer, optimizer)
         self._loss.fill_(self.progress.loss)
 
-    def fit(self, loader: DataLoader[Batch]) -> Progress:
+    def fit(self, loader: Iterable[Batch]) -> Progress:
         """Trains from `progress.step` to the plan's end.
 
         Raises:
@@ -178,7 +177,8 @@ class Trainer:
             MBTError: the loss is not finite, or memory is out.
         """
         batches, copy = iter(loader), Copier(self.fabric.device)
-        with self._signals():
+        # reading ends with the training, also where an error keeps what is here
+        with self._signals(), closing(batches) if isinstance(batches, Generator) else nullcontext():
             self._tick = time.monotonic()
             self._evaluate_if_due()  # where the interruption came in the middle of an evaluation
             while self.progress.step < self.plan.steps and not self._stop_early():

@@ -266,8 +266,8 @@ def test_it_outlives_files_that_hang_or_kill(service, clip):
 def test_a_reading_process_that_died_while_idle(service, clip):
     """It is no fault of the file that comes next."""
     for reader in service.readers.all:
-        reader.process.kill()
-        reader.process.join()
+        reader.worker.process.kill()
+        reader.worker.process.join()
     for _ in service.readers.all:
         status, found = post(service.address, part(clip.read_bytes()))
         assert status == 200, found

@@ -14,7 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from forked import children, forked, state_of
-from mbt_core.data import loader as loaders
+from mbt_core.data import readers
+from mbt_core.data.collate import Collate
 from mbt_core.data.dataset import ClipDataset
 from mbt_core.errors import ConfigError, MBTError, MBTWarning
 from mbt_core.training.events import Listener
@@ -22,7 +23,7 @@ from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import JsonLines
 from mbt_core.training.loop import Interrupted
 from mbt_core.training.state import FILE, read_progress
-from small import clips_of, mbt, tiny_run, tiny_sets
+from small import clips_of, mbt, read_csv, tiny_run, tiny_sets
 
 pytestmark = [
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="limits and finds processes as Linux does"),
@@ -176,48 +177,60 @@ def test_disk_full_for_what_an_evaluation_and_an_explanation_write(run, demo, tm
 # reading processes
 
 
-class Impatient(loaders.Loader):
-    def __init__(self, *arguments, timeout=0, **options):
-        super().__init__(*arguments, timeout=min(timeout, 1.5), **options)
-
-
 @pytest.fixture
 def fatal(monkeypatch):
-    """Reading processes that get a signal of this number as soon as they read the fifth example or a later one."""
+    """Reading processes that get a signal of this number when they read row 5, or once when they do."""
 
-    def arm(number):
+    def arm(number, once=None):
         main, read = os.getpid(), ClipDataset.__getitem__
 
         def hit(self, draw):
-            if os.getpid() != main and draw.index >= 5:
+            if os.getpid() != main and draw.index == 5 and not (once and once.exists()):
+                if once:
+                    once.touch()
                 os.kill(os.getpid(), number)
             return read(self, draw)
 
         monkeypatch.setattr(ClipDataset, "__getitem__", hit)
-        monkeypatch.setattr(loaders, "Loader", Impatient)
+        monkeypatch.setattr(readers, "PATIENCE", 0.0)
+        monkeypatch.setattr(readers, "MIN_PATIENCE", 1.5)
 
     return arm
 
 
 SAID = {
-    signal.SIGKILL: "Error: a reading process died (",
-    signal.SIGSTOP: "Error: no batch was read in 1.5 s: a reading process hangs",
+    signal.SIGKILL: "the process that read it died (SIGKILL; perhaps memory is out)",
+    signal.SIGSTOP: "reading it did not end within 1.5 s",
 }
+WORKERS = ("data.workers=1", "data.cache=none")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
-def test_a_reading_process_fails_while_training(demo, unbroken, tmp_path, monkeypatch, fatal, number):
+def test_reading_processes_fail_at_a_clip_while_training(demo, tmp_path, fatal, number):
+    """It is a bad clip of the run, which goes on to its end."""
     before = children()
-    sets = ("data.workers=1", "data.cache=none", "train.save_every=0.000001")
     fatal(number)
-    done = mbt(*train_arguments(demo, "run", *sets))
-    assert done.code == 1
-    assert done.err.startswith(SAID[number])
+    done = mbt(*train_arguments(demo, "run", *WORKERS, "data.max_missing=0.1"))
+    assert done.code == 0
+    (bad,) = read_csv(tmp_path / "run" / "bad_clips.csv")
+    assert bad["id"] == read_csv(demo)[5]["id"]
+    assert bad["error"].endswith(f".mp4: {SAID[number]}")
     assert children() <= before
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    assert mbt("train", "--out", "run", "--resume", "run", "-q").code == 0
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (unbroken / "model.safetensors").read_bytes()
+    done = mbt(*train_arguments(demo, "strict", *WORKERS))
+    assert done.code == 1
+    assert SAID[number] in done.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_reading_process_fails_once_while_training(demo, unbroken, tmp_path, fatal, number):
+    """Its work is done again: the run comes to the same as one that nobody disturbed."""
+    before = children()
+    fatal(number, once=tmp_path / "marker")
+    assert mbt(*train_arguments(demo, "run", *WORKERS)).code == 0
+    assert (tmp_path / "marker").exists()
+    assert not (tmp_path / "run" / "bad_clips.csv").exists()
+    assert_same(tmp_path / "run", unbroken)
+    assert children() <= before
 
 
 @pytest.mark.parametrize(("command", "number"), [
@@ -226,17 +239,30 @@ def test_a_reading_process_fails_while_training(demo, unbroken, tmp_path, monkey
     pytest.param("eval", signal.SIGKILL, marks=pytest.mark.slow),
     pytest.param("predict", signal.SIGSTOP, marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_a_reading_process_fails_while_evaluating(run, demo, tmp_path, fatal, command, number):
+def test_reading_processes_fail_while_evaluating(run, demo, tmp_path, fatal, command, number):
     copy = shutil.copytree(run.path, tmp_path / "copy")
     config = (copy / "config.yaml").read_text()
-    (copy / "config.yaml").write_text(
-        config.replace("workers: 0", "workers: 1").replace("timeout: 60.0", "timeout: 0.1")
-    )
+    (copy / "config.yaml").write_text(config.replace("workers: 0", "workers: 1"))
     before = children()
     fatal(number)
-    done = mbt(command, copy, *(clips_of(demo) if command == "predict" else []))
+    if command == "eval":  # row 5 is of the train split
+        done = mbt("eval", copy, "--split", "train", "--max-missing", "0.1")
+        assert done.code == 0
+        assert mbt("eval", copy, "--split", "train").code == 1
+    else:
+        done = mbt("predict", copy, *clips_of(demo))
+        assert (done.code, done.out.count(SAID[number]) + done.err.count(SAID[number])) == (1, 1)
+    assert children() <= before
+
+
+def test_processes_that_die_between_rows_end_the_command(demo, tmp_path, monkeypatch):
+    """There is no row to leave out."""
+    monkeypatch.setattr(Collate, "__call__", lambda *_: os._exit(7))
+    before = children()
+    done = mbt(*train_arguments(demo, "run", *WORKERS))
     assert done.code == 1
-    assert done.err.startswith(SAID[number])
+    assert done.err.startswith("Error: 3 reading processes in a row came to an end outside of any row, the last one so")
+    assert "exit code 7" in done.err
     assert children() <= before
 
 

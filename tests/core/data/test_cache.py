@@ -11,11 +11,14 @@ import torch
 from core.data.fakes import Pictures, Sound, four, read, write_csv, write_data, write_movie
 from mbt_core.config import DataConfig
 from mbt_core.data import cache as caches
-from mbt_core.data.cache import Cache, disk_folder
+from mbt_core.data.cache import Cache, Entry, Room, disk_folder
 from mbt_core.data.dataset import ClipDataset, Draw, Example
+from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
+from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTWarning
 from mbt_core.media import MediaError
+from small import read_csv
 
 
 @pytest.fixture
@@ -80,7 +83,7 @@ def test_memory_decodes_each_file_once_before_the_first_epoch(data: Path, monkey
     modalities = four(p=0.3, s=0.45)
     manifest = read(data, modalities)
     decoded, steps, said = decodings(monkeypatch), [], []
-    config = DataConfig(cache="memory")
+    config = DataConfig(cache="memory", workers=0)
     cache = Cache.choose(config, manifest, modalities, ("train",), said.append, lambda *step: steps.append(step))
     assert cache is not None
     assert cache.in_memory
@@ -162,7 +165,7 @@ def test_modalities_that_disagree_are_kept_apart(data: Path, monkeypatch: pytest
 
     manifest = read(data, modalities())
     decoded = decodings(monkeypatch)
-    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities(), ("train",))
+    cache = Cache.choose(DataConfig(cache="memory", workers=0), manifest, modalities(), ("train",))
     assert sorted(reads for name, reads in decoded if name == "0.mp4") == [("frames",), ("frames", "waveform")]
     assert_same(examples(manifest, modalities(), None, True), examples(manifest, modalities(), cache, True))
 
@@ -176,28 +179,18 @@ def test_what_does_not_say_how_is_not_kept(
     modalities = four(p=0.3, s=0.45)
     manifest = read(data, modalities)
     decoded = decodings(monkeypatch)
-    cache = Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
+    cache = Cache.choose(DataConfig(cache="memory", workers=0), manifest, modalities, ("train",))
     assert {reads for _, reads in decoded} == {(kept,), ("array",)}
     assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
-
-
-def test_an_unreadable_clip_fails_in_the_same_way_each_time(data: Path) -> None:
-    cache = Cache({"p": Pictures("p", seconds=0.2)}, 10.0)
-    messages = []
-    for _ in range(2):
-        with pytest.raises(MediaError, match=r"bad\.mp4") as error:
-            cache.open(str(data.parent / "bad.mp4"), ["p"], None, None)
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
 
 
 def test_the_estimate_is_near(data: Path) -> None:
     modalities = four(p=0.3, s=0.45)
     manifest = read(data, modalities)
     cache = Cache(modalities, 10.0)
-    rows = np.arange(4)
-    expected = cache.estimate(manifest, rows)
-    assert cache.fill(manifest, rows, 10**9)
+    room = Room(10**9)
+    sizes, expected = cache.estimate(manifest, np.arange(4), room)
+    assert cache.fill(sizes, room)
     assert expected == pytest.approx(cache.nbytes, rel=0.15)
 
 
@@ -211,6 +204,108 @@ def test_what_does_not_fit_into_memory(data: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigError, match=r"data\.cache: memory: .* 0\.0 GB are free; set data\.cache=disk or none"):
         Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
     # what the headers promised, and the clips broke
-    monkeypatch.setattr(Cache, "estimate", lambda *args: 0)
-    assert Cache.choose(DataConfig(cache="auto"), manifest, modalities, ("train",), said.append) is None
+    monkeypatch.setattr(Cache, "_size", lambda *args: 0)
+    cache = Cache.choose(DataConfig(cache="auto"), manifest, modalities, ("train",), said.append)
+    assert cache is not None
+    assert 0 < cache.nbytes <= 25_000
+    with pytest.raises(ConfigError, match=r"data\.cache: memory"):
+        Cache.choose(DataConfig(cache="memory"), manifest, modalities, ("train",))
     assert Cache.choose(DataConfig(cache="none"), manifest, modalities, ("train",)) is None
+
+
+def test_a_long_clip_among_short_ones_is_not_decoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is left out, and read from the file; the short ones are kept."""
+    write_movie(data.parent / "hour.mp4", 40.0)
+    row = {"id": "hour", "path": str(data.parent / "hour.mp4"), "label": "x"}
+    rows = [*read_csv(data), row]
+    manifest = read(write_csv(data, rows, list(rows[0])), modalities := four(p=0.3, s=0.45))
+    monkeypatch.setattr(caches, "free_memory", lambda: 6_000_000)
+    decoded, said = decodings(monkeypatch), []
+    cache = Cache.choose(DataConfig(cache="auto", workers=0), manifest, modalities, ("train",), said.append)
+    assert cache is not None
+    assert {name for name, _ in decoded} == {"0.mp4", "1.mp4", "2.mp4", "3.mp4", "long.mp4", "0.npy", "1.npy", "3.npy"}
+    assert 100_000 < cache.nbytes < 1_500_000
+    assert said[0].endswith("; 2 of 11 are too long for that, or damaged, and read anew")
+    assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
+
+
+def test_which_clips_are_chosen() -> None:
+    def chosen(*sizes: int) -> list[int]:
+        entries = {Entry(str(i), ("p",), None, None): size for i, size in enumerate(sizes)}
+        return list(Room(80, 10).choose(entries).values())
+
+    assert chosen(40, 40) == [40, 40]  # all fit
+    assert chosen(*[2] * 30, 5000) == [2] * 30
+    assert chosen(40, 41) == []
+    assert chosen(30, 30, 30, 1, 1) == []  # most are large
+    assert chosen(*[10] * 9) == []
+
+
+def test_what_is_being_decoded_counts(data: Path) -> None:
+    """However many processes decode, together they never hold more than there is room for."""
+    modalities = {"p": Pictures("p", seconds=0.2)}
+    manifest = read(data, modalities)
+    cache = Cache(modalities, 10.0, workers=2)
+    sizes, expected = cache.estimate(manifest, np.arange(4), Room(10**9))
+    room = Room(round(expected / 2))
+    assert not cache.fill(sizes, room)
+    assert 0 < len(cache._kept) < 4
+    assert cache.nbytes <= room.total
+
+
+@pytest.mark.parametrize("kind", ["auto", "memory", "disk"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_clip_that_cannot_be_decoded_as_a_whole_in_time(
+    data: Path, monkeypatch: pytest.MonkeyPatch, kind: str, training: bool
+) -> None:
+    """It is read as without a cache."""
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    plain = examples(manifest, modalities, None, training)
+    original = caches.decode_all
+
+    def slow(clip: Any, *args: Any) -> Any:
+        if Path(clip.name).name in ("1.mp4", "long.mp4"):
+            raise MediaError(f"{clip.name}: took longer than 1 s to read")
+        return original(clip, *args)
+
+    monkeypatch.setattr(caches, "decode_all", slow)
+    cache = Cache.choose(DataConfig(cache=kind), manifest, modalities, ("train",))
+    assert_same(plain, examples(manifest, modalities, cache, training))
+
+
+@pytest.mark.parametrize("kind", ["auto", "memory", "disk"])
+def test_a_process_that_dies_of_decoding_a_whole_clip(data: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The clip is read as without a cache."""
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    original, main = caches.decode_all, os.getpid()
+
+    def deadly(clip: Any, *args: Any) -> Any:
+        if Path(clip.name).name == "1.mp4":
+            assert os.getpid() != main
+            os._exit(3)
+        return original(clip, *args)
+
+    def batches(cache: Cache | None) -> list[Any]:
+        options: dict[str, Any] = {"config": DataConfig(), "seed": 1, "training": True, "cache": cache}
+        dataset = ClipDataset(manifest, modalities, {"label": "single"}, **options)
+        return list(make_loader(dataset, EvalSampler(np.arange(5), 3), 1, torch.device("cpu")))
+
+    plain = batches(None)
+    monkeypatch.setattr(caches, "decode_all", deadly)
+    cached = batches(Cache.choose(DataConfig(cache=kind), manifest, modalities, ("train",)))
+    for one, other in zip(plain, cached, strict=True):
+        assert (one.errors, one.weight.tolist()) == (other.errors, other.weight.tolist())
+        for name, sample in one.samples.items():
+            assert all(torch.equal(sample[key], other.samples[name][key]) for key in sample)
+    assert manifest.fatal == {}
+
+
+def test_an_evaluation_of_other_rows_keeps_nothing(data: Path) -> None:
+    """What `fill` was not told of is not decoded as a whole, nor kept."""
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    cache = Cache(modalities, 10.0)
+    assert_same(examples(manifest, modalities, None, False), examples(manifest, modalities, cache, False))
+    assert cache.nbytes == 0

@@ -13,6 +13,7 @@ import pytest
 from core.data.fakes import Fake, FakeConfig, Pictures, Series, Sound, four, read, write_csv, write_data
 from mbt_core import ModalitySpec, hookimpl, registry
 from mbt_core.data.check import _sample, check, fit_modalities
+from mbt_core.data.readers import Turn
 from mbt_core.errors import DataError
 from mbt_core.media import open_clip
 
@@ -69,7 +70,7 @@ def test_a_file_of_many_rows_is_opened_once(data: Path, monkeypatch: pytest.Monk
         return open_clip(path, **options)
 
     monkeypatch.setattr("mbt_core.data.check.open_clip", counting)
-    report = check(read(write_csv(data.parent / "long.csv", rows), four(), val_fraction=0.0))
+    report = check(read(write_csv(data.parent / "long.csv", rows), four(), val_fraction=0.0), workers=0)
     assert sorted(opened) == ["0.mp4", "1.mp4"]
     found = report["splits"]["train"]["modalities"]
     assert (found["p"]["present"], found["p"]["unreadable"]) == (5, 1)  # 1.mp4 is 0.8 s long
@@ -141,7 +142,7 @@ def arrays(folder: Path, values: list[float], **cells: list[Any]) -> Path:
 def test_fit_reads_train_only(tmp_path: Path, level: Any) -> None:
     path = arrays(tmp_path, [1, 2, 3, 40], split=["", "", "", "test"], start=["", 1, 1, ""], end=["", "", 5, ""])
     (tmp_path / "1.npy").write_bytes(b"damaged")
-    fitted = fit_modalities(read(path, {"a": Level("a", None)}), {"a": level(level="auto")})
+    fitted = fit_modalities(read(path, {"a": Level("a", None)}), {"a": level(level="auto")}, workers=0)
     assert fitted["a"].level == 2.0
     assert sorted(map(repr, Level.spans)) == ["None", "Window(start=1.0, stop=5.0)"]
     given = level(level=0.5)
@@ -156,14 +157,14 @@ def test_an_open_end_is_that_of_the_modality(tmp_path: Path) -> None:
     ends = {}
     for name, modality in modalities.items():
         with ExitStack() as stack:
-            ((_, window),) = _sample(manifest, modality, 60.0, stack)
+            ((_, window),) = _sample(manifest, modality, 60.0, stack, [0], Turn())
             ends[name] = window.stop
     assert ends == pytest.approx({"p": 1.0, "s": 0.4}, abs=0.1)
 
 
 def test_fit_takes_the_same_64_clips_every_time(tmp_path: Path, level: Any) -> None:
     manifest = read(arrays(tmp_path, list(range(100)), split=["train"] * 100), {"a": Level("a", None)})
-    first = fit_modalities(manifest, {"a": level(level="auto")})
+    first = fit_modalities(manifest, {"a": level(level="auto")}, workers=0)
     assert len(Level.spans) == 64
     assert fit_modalities(manifest, {"a": level(level="auto")}) == first
 

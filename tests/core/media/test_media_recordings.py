@@ -8,7 +8,7 @@ import pytest
 
 from core.data import fakes
 from mbt_core.config import DataConfig
-from mbt_core.data.cache import Cache
+from mbt_core.data.cache import Cache, Room
 from mbt_core.data.check import check
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.manifest import Manifest
@@ -100,7 +100,8 @@ def test_a_damaged_file_counts_as_unreadable(path, tmp_path):
     assert "bad.h5: cannot open it" in report.examples[0]
     sound = {"s": fakes.Sound("s", seconds=0.2)}
     cache = Cache(sound, 10.0)
-    assert cache.fill(manifest, np.arange(2), 10**9)
+    room = Room(10**9)
+    assert cache.fill(cache.estimate(manifest, np.arange(2), room)[0], room)
     assert cache.nbytes > 0
     assert check_missing(manifest, "train", 0.0).missing == 0
     dataset = ClipDataset(manifest, sound, {}, config=DataConfig(), seed=0, training=False, cache=cache)
