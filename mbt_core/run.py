@@ -12,16 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
 
 from mbt_core.card import model_card
 from mbt_core.config import Experiment
 from mbt_core.data.cache import Cache
-from mbt_core.data.check import require_modalities
 from mbt_core.data.collate import Preprocess
-from mbt_core.data.duplicates import repeated
 from mbt_core.data.instances import require_one_file, require_own_files
-from mbt_core.data.labels import Classes
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses, check_missing
@@ -32,11 +28,10 @@ from mbt_core.data.source import (
     media_paths,
     open_manifest,
     other_data,
-    require_train,
     split_or_all,
 )
 from mbt_core.data.splits import TEST, TRAIN, VAL
-from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
+from mbt_core.errors import DataError, MBTError, MBTWarning
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.memory import rows_at_once
@@ -47,16 +42,17 @@ from mbt_core.files import write_atomically
 from mbt_core.hub import upload
 from mbt_core.model import MBT
 from mbt_core.model.block import compile_blocks
+from mbt_core.prepare import prepare
 from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.recipes import check_length
-from mbt_core.resolve import check_tasks, doubts, kinds_of, make_loggers, make_modalities, monitored, resolve, with_mean
+from mbt_core.resolve import kinds_of, make_loggers, monitored, with_mean
 from mbt_core.schema import validate
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
-from mbt_core.training.folder import SHARED, RunFolder, changed_data
+from mbt_core.training.folder import SHARED, RunFolder
 from mbt_core.training.loop import Plan, Trainer, make_plan
 from mbt_core.training.lower import Lower, Restore, find_cut
-from mbt_core.training.memory import explain_memory, largest_batch
+from mbt_core.training.memory import explain_memory
 from mbt_core.training.optimizer import freeze
 from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
 from mbt_core.training.sharding import whole_model
@@ -329,7 +325,7 @@ def train(
                 ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
             earlier = None if fresh or accept_changed_data else folder
-            experiment, manifest, losses, notes = _prepare(experiment, classes or None, fresh, team, earlier)
+            experiment, manifest, losses, notes = prepare(experiment, classes or None, fresh, team, earlier)
             every = [*listeners, *loggers] if team.is_first else []
 
             def start() -> None:
@@ -349,53 +345,6 @@ def train(
         claim.close()
         if out is None:
             folder.release()
-
-
-def _prepare(
-    experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
-) -> tuple[Experiment, Manifest, dict[str, Losses], list[str]]:
-    """The resolved experiment, its data, what is missing of each split, and what a user should know of them: found by
-    the first process for all.
-
-    `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
-    """
-    manifest: Manifest | None = None
-    size = experiment.train.batch_size
-    if size != "auto" and size % team.world:
-        raise ConfigError(f"train.batch_size: {size} is not a multiple of the {team.world} processes")
-
-    def find() -> tuple[Experiment, dict[str, Losses], list[str], Classes]:
-        nonlocal manifest
-        modalities = make_modalities(experiment)
-        manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
-        require_train(manifest)
-        if not fresh:  # else `resolve` does it
-            check_tasks(experiment, manifest)
-        if earlier is not None and (changes := earlier.changes(manifest)):
-            raise ConfigError(changed_data(earlier.path, manifest.path, changes))
-        used = [split for split in (TRAIN, VAL, TEST) if split in manifest.splits]
-        if TEST in used:  # before training, not after it
-            manifest.require_labels(TEST)
-        losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
-        require_modalities(manifest, modalities, experiment.data.timeout, experiment.data.workers)
-        resolved = resolve(experiment, manifest) if fresh else experiment
-        if resolved.train.batch_size == "auto":
-            resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
-        notes = [*doubts(resolved, manifest), *repeated(manifest)] if fresh else []
-        return resolved, losses, notes, manifest.classes
-
-    resolved, losses, notes, known = team.share(find)
-    if manifest is None:
-        ask_for_data(resolved.data)  # or the first process would have refused them
-        manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
-    return resolved, manifest, losses, notes
-
-
-def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:
-    model = MBT(experiment.mbt_config())
-    with fabric.autocast():
-        one = largest_batch(model, Preprocess(model.modalities), fabric.device)
-    return one * fabric.world_size
 
 
 def _train(
@@ -436,7 +385,8 @@ def _train(
     def evaluated(split: str, views: int | None = None, check: Callable[[], None] | None = None) -> dict[str, float]:
         limit = losses[split] if split == VAL else None  # when it comes to the test split, training is over
         all_here = whole_model(model)
-        found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, cache, check, lower)
+        kept = None if split == TEST and cache is not None and cache.in_memory else cache  # memory has no test clips
+        found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, kept, check, lower)
         evaluation = next(iter(found.values()))
         if split == TEST and team.is_first:
             write_predictions(folder.path, evaluation, manifest, split)

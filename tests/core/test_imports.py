@@ -27,6 +27,7 @@ FLOORS = (
     {"explain"},
     {"training"},
     {"measure", "report", "resolve"},
+    {"prepare"},
     {"run"},
     {"export", "serve", "sweep"},
 )
