@@ -127,7 +127,7 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def described(left_out: Mapping[str, str]) -> str:
-    """``'timestamp' (a time or an index), 'who' (text)``"""
+    """``'timestamp' (a time or an index), 'who' (words)``"""
     return ", ".join(f"{name!r} ({why})" for name, why in left_out.items())
 
 
@@ -150,7 +150,7 @@ def not_numbers(kind: Any) -> str:
 
     if holds_numbers(kind) or types.is_null(kind):
         return ""
-    return "times" if types.is_temporal(kind) else "text"
+    return "times" if types.is_temporal(kind) else "words"
 
 
 def _no_signal(name: str | None, column: Any) -> str:

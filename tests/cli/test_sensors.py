@@ -21,7 +21,7 @@ def test_what_is_read_of_tables_is_said(tmp_path):
     data = write_tables(tmp_path)
     expected = [
         "accel: channels 0; left out: 'lines 1 and 2' (start and rate)",
-        "other: channels ax; left out: 'time' (a time or an index), 'who' (text)",
+        "other: channels ax; left out: 'time' (a time or an index), 'who' (words)",
     ]
     checked = mbt("data", "check", data, "-m", "accel=signal,other=signal")
     assert checked.code == 0

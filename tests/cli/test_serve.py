@@ -2,8 +2,6 @@
 
 import asyncio
 import errno
-import http.client
-import json
 import os
 import re
 import signal
@@ -13,7 +11,6 @@ import sys
 import threading
 import time
 import wave
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,33 +18,15 @@ import torch
 
 from faulty_rgb import FaultyRgb
 from mbt_core.data.collate import blank_batch
-from mbt_core.errors import ConfigError
 from mbt_core.model.loss import by_task
 from mbt_core.run import load
 from mbt_core.serve.app import Limits, Service
-from mbt_core.serve.connections import BACKLOG, LINGERING, SPARE, Room, Server
 from mbt_core.serve.reading import Reader, Readers, pack, unpack
+from serving import BOUNDARY, END, ask, part, post, running, wait_for
 from small import clips_of, mbt
 
 MAX_BYTES = 300_000
 MAX_SECONDS = 6.0
-BOUNDARY = "----frontier"
-END = f"--{BOUNDARY}--\r\n".encode()
-
-
-@contextmanager
-def running(service, listener, most=64, head=10.0):
-    """Serves in a thread."""
-    server = Server(service, most, grace=10, log_level="error")
-    server.config.http.head, server.config.http.patience = head, 60.0
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    service.address = listener.getsockname()
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -59,32 +38,6 @@ def service(run):
         listener = socket.create_server(("127.0.0.1", 0))
         with running(started, listener):
             yield started
-
-
-@pytest.fixture(scope="module")
-def clip(demo):
-    return clips_of(demo)[0]
-
-
-def ask(address, method, path, body=None, headers=(), chunked=False):
-    """(status, document)."""
-    connection = http.client.HTTPConnection(*address[:2], timeout=60)
-    try:
-        connection.request(method, path, body, dict(headers), encode_chunked=chunked)
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read())
-    finally:
-        connection.close()
-
-
-def part(content, name="clip.mp4", field="file"):
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
-    return head.encode() + content + b"\r\n"
-
-
-def post(address, *parts, path="/predict", end=END):
-    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-    return ask(address, "POST", path, b"".join(parts) + end, kind)
 
 
 def test_it_answers_as_predict_does(service, clip):
@@ -406,126 +359,6 @@ def runs(pid):
         return False
 
 
-def connected(address, sent=b""):
-    made = socket.create_connection(address[:2], timeout=30)
-    made.sendall(sent)
-    return made
-
-
-def answered(connection):
-    """All that is still said on a connection until it is closed."""
-    with connection:
-        return b"".join(iter(lambda: connection.recv(65536), b""))
-
-
-HALF = b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: "
-UPLOAD = (
-    f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n"
-    f"Content-Type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
-).encode()
-WHOLE = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"
-
-
-@pytest.fixture
-def few(run):
-    """A service of its own, with room for four connections, each of which has 2 s to ask something."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    with (
-        Service(load(run.path), Limits(readers=1), "cpu") as started,
-        running(started, listener, most=4, head=2.0) as started.server,
-    ):
-        yield started
-
-
-def test_a_connection_that_does_not_ask_is_closed(few):
-    """From its start on, whatever comes of it; after an answer, too, also if it goes on with a body nobody wants."""
-    began = time.monotonic()
-    slow, silent = connected(few.address, HALF), connected(few.address)
-    again = connected(few.address, b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
-    for _ in range(15):
-        slow.sendall(b"x")
-        again.sendall(b"x")
-        time.sleep(0.1)
-    late = [answered(slow), answered(silent)]
-    assert all(said.startswith(b"HTTP/1.1 408 ") for said in late), late
-    assert b"took longer than 2 s to arrive" in late[0]
-    assert answered(again).startswith(b"HTTP/1.1 200 ")
-    assert 2 <= time.monotonic() - began < 8
-
-
-def test_beyond_its_room_connections_are_refused_and_those_that_ask_are_not(few):
-    held = [connected(few.address, HALF) for _ in range(4)]
-    refused = answered(connected(few.address, WHOLE))
-    assert refused.startswith(b"HTTP/1.1 503 ")
-    assert b"too many connections" in refused
-    few.server.config.http.patience = 0.1
-    time.sleep(0.2)  # those that have asked nothing for some time make room, the oldest first
-    assert ask(few.address, "GET", "/health") == (200, {"status": "ok"})
-    assert answered(held[0]).startswith(b"HTTP/1.1 408 ")
-    held[3].sendall(b"y\r\n\r\n")
-    assert held[3].recv(100).startswith(b"HTTP/1.1 200 ")
-    for connection in held:
-        connection.close()
-
-
-def test_a_service_that_ends_refuses_what_has_not_arrived(few, clip, caplog, capfd):
-    upload = connected(few.address, UPLOAD + part(bytes(1000))[:-20])
-    for _ in range(100):
-        time.sleep(0.05)
-        if few.arriving:
-            break
-    began = time.monotonic()
-    few.server.should_exit = True
-    said = answered(upload)
-    assert said.startswith(b"HTTP/1.1 503 ")
-    assert b"the service is ending; send it again" in said
-    assert time.monotonic() - began < 5
-    assert "Traceback" not in caplog.text + capfd.readouterr().err
-    assert os.listdir(few.folder.name) == []
-
-
-def test_room_for_connections_is_below_the_limit_of_files():
-    for files in (144, 200, 256, 1024, 10_000):
-        room = Room.within(files, 64)
-        assert room.connections + room.requests + 2 * BACKLOG + LINGERING + SPARE <= files
-        assert room.connections >= 16
-        assert 1 <= room.requests <= 64
-    assert Room.within(None, 64) == Room(512, 64)
-    with pytest.raises(ConfigError, match="only 100 more files may be opened, expected at least 144: raise the limit"):
-        Room.within(100, 64)
-
-
-@pytest.mark.slow
-def test_300_half_sent_heads_under_a_limit_of_256_files(run, clip, tmp_path):
-    """The page of health answers, little is logged, and nothing is held for long; SIGTERM then ends it in order."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = free.getsockname()
-    command = f"ulimit -n 256; exec {sys.executable} -m mbt_cli serve {run.path} --port {address[1]} --device cpu"
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
-    log = tmp_path / "log"
-    with log.open("wb") as file, subprocess.Popen(["bash", "-c", command], env=environment, stderr=file) as process:
-        wait_for(address, process)
-        held = [connected(address, HALF) for _ in range(300)]
-        began = time.monotonic()
-        while time.monotonic() - began < 5:
-            assert ask(address, "GET", "/health")[0] in (200, 503)
-            time.sleep(0.2)
-        assert ask(address, "GET", "/health") == (200, {"status": "ok"})
-        assert post(address, part(clip.read_bytes()))[0] == 200
-        said = [answered(connection) for connection in held]
-        assert time.monotonic() - began < 30
-        assert any(b" 408 " in one for one in said)
-        upload = connected(address, UPLOAD + part(bytes(1000))[:-20])
-        time.sleep(1)
-        process.send_signal(signal.SIGTERM)
-        assert answered(upload).startswith(b"HTTP/1.1 503 ")
-        process.wait(60)
-    assert process.returncode == 0
-    assert "Traceback" not in log.read_text()
-    assert len(log.read_bytes()) < 20_000
-    assert not list(tmp_path.glob("mbt-serve-*"))
-
-
 def resident(pid):
     """MB of a process and all below it, what they share counted once."""
     maps = [Path(f"/proc/{member}/smaps_rollup").read_text() for member in family(pid)]
@@ -580,13 +413,3 @@ def test_500_requests_without_growing(run, demo, tmp_path):
         left = [pid for pid in members if runs(pid)]
         time.sleep(0.1 * bool(left))
     assert not left
-
-
-def wait_for(address, process):
-    for _ in range(240):
-        assert process.poll() is None, "the service ended"
-        try:
-            return ask(address, "GET", "/health")
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError("the service does not answer")

@@ -40,7 +40,7 @@ def test_text_in_parquet_files_is_not_read(bomb):
     before = peak()
     with Clip(bomb) as opened:
         assert opened.shape == (1, 8000)
-        assert opened.left_out == {"path": "text"}
+        assert opened.left_out == {"path": "words"}
     assert peak() - before < 100e6
 
 
