@@ -101,7 +101,12 @@ class Cache:
         timeout: seconds that decoding one clip may take.
         folder: where the clips are kept; None: in the memory of this process.
         workers: processes that decode what `fill` keeps; 0: none but this one.
+
+    Attributes:
+        complete: whether it is in memory and holds all that is read of the splits that it was filled for.
     """
+
+    complete = False
 
     def __init__(
         self, modalities: Mapping[str, Modality], timeout: float, folder: Path | None = None, workers: int = 0
@@ -152,6 +157,7 @@ class Cache:
         chosen = room.choose(sizes)
         if (chosen or expected <= room.total) and (cache.fill(chosen, room, progress) or auto):
             left_out = len(sizes) - len(cache._kept)
+            cache.complete = not left_out and all(map(cache.serves, modalities))
             rest = f"; {left_out} of {len(sizes)} are too long for that, or damaged, and read anew" if left_out else ""
             say(f"the decoded clips of {len(rows)} rows are kept in memory: {cache.nbytes / 1e6:.0f} MB{rest}")
             return cache

@@ -100,8 +100,8 @@ def row_reader(dataset: ClipDataset, workers: Workers) -> Callable[[int], list[E
 
 
 def auto_workers(dataset: ClipDataset) -> int:
-    """The number of reading processes that ``auto`` stands for: one if decoded clips are in memory, else one per core
-    but one, at most 16."""
-    if dataset.cache is not None and dataset.cache.in_memory:
+    """The number of reading processes that ``auto`` stands for: one if all decoded clips are in memory, else one per
+    core but one, at most 16."""
+    if dataset.cache is not None and dataset.cache.complete:
         return 1
     return min(max(1, cores() - 1), MAX_WORKERS)

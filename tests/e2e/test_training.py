@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mbt_core import ConfigError, DataError
+from mbt_core import ConfigError, DataError, run
 from mbt_core.errors import MBTWarning
 from mbt_core.training.events import Listener
 from mbt_core.training.loggers import read_metrics
@@ -57,6 +57,20 @@ def test_the_cache_does_not_matter(demo, tmp_path, monkeypatch):
     runs = [tiny_run(demo, tmp_path / cache, f"data.cache={cache}") for cache in ("none", "memory", "disk")]
     for other in runs[1:]:
         same(weights(other), weights(runs[0]))
+
+
+def test_the_test_split_is_not_looked_for_in_memory(demo, tmp_path, monkeypatch):
+    """None of its clips is there: it is read as without a cache, by as many processes."""
+    caches, evaluate = {}, run.evaluate_split
+
+    def noting(experiment, model, manifest, split, *arguments):
+        caches[split] = arguments[5]
+        return evaluate(experiment, model, manifest, split, *arguments)
+
+    monkeypatch.setattr(run, "evaluate_split", noting)
+    tiny_run(demo, tmp_path / "run", "data.cache=memory", "train.steps=3")
+    assert caches["val"].complete
+    assert caches["test"] is None
 
 
 def test_a_batch_in_parts_is_the_same_batch(demo, tmp_path):

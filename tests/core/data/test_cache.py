@@ -194,6 +194,24 @@ def test_the_estimate_is_near(data: Path) -> None:
     assert expected == pytest.approx(cache.nbytes, rel=0.15)
 
 
+def test_whether_all_is_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else clips are decoded in every epoch, which takes as many processes as without a cache."""
+    rows = [row for row in read_csv(data) if row["path"] not in ("bad.mp4", "gone.mp4")]
+    manifest = read(write_csv(data, rows, list(rows[0])), modalities := four(p=0.3, s=0.45))
+
+    def is_complete() -> bool:
+        cache = Cache.choose(DataConfig(cache="auto", workers=0), manifest, modalities, ("train",))
+        assert cache is not None
+        return cache.complete
+
+    assert is_complete()
+    with monkeypatch.context() as patched:
+        patched.setattr(Pictures, "decode_settings", lambda self: {})
+        assert not is_complete()
+    (data.parent / "0.mp4").write_bytes(b"no video")
+    assert not is_complete()
+
+
 def test_what_does_not_fit_into_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modalities = four(p=0.3, s=0.45)
     manifest = read(data, modalities)
@@ -226,6 +244,7 @@ def test_a_long_clip_among_short_ones_is_not_decoded(data: Path, monkeypatch: py
     assert {name for name, _ in decoded} == {"0.mp4", "1.mp4", "2.mp4", "3.mp4", "long.mp4", "0.npy", "1.npy", "3.npy"}
     assert 100_000 < cache.nbytes < 1_500_000
     assert said[0].endswith("; 2 of 11 are too long for that, or damaged, and read anew")
+    assert not cache.complete
     assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
 
 

@@ -209,6 +209,8 @@ def test_auto_workers(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(loaders, "cores", lambda count=cores: count)
         assert auto_workers(dataset) == expected
     dataset.cache = Cache(four(), 10.0)
+    assert auto_workers(dataset) == 16  # what is not in memory is decoded in every epoch
+    dataset.cache.complete = True
     assert auto_workers(dataset) == 1  # a modality's `read` may crash, too
 
 
