@@ -164,7 +164,7 @@ def measure_reading(
     dataset = ClipDataset(manifest, parts, {}, config=config, seed=0, training=True)
     batch_size = 2 if options.tiny else READ_BATCH
     sampler = TrainSampler(manifest.rows("train"), batch_size, 10**6, seed=0)
-    workers = auto_workers(dataset, sampler)
+    workers = auto_workers(dataset)
     batches = iter(make_loader(dataset, sampler, "auto", torch.device(options.device)))
     for _ in range(max(1, workers)):  # all start at once, and their first batches come at once
         next(batches)

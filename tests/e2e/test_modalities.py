@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from all_modalities import make_clips
+from mbt_core import ConfigError
 from small import clips_of, mbt, read_csv, tiny_run, tiny_sets, write_csv
 
 SHAPES = ("disc", "square", "triangle")
@@ -78,7 +79,10 @@ def test_two_instances_of_one_kind(demo, tmp_path):
     state = run.model.state_dict()
     names = [key for key in state if key.startswith("streams.left.") and state[key].ndim > 1]
     assert all((state[key] != state[key.replace("left", "right")]).any() for key in names if "pos" not in key)
-    assert run.predict(demo.parent / "clips" / "test-00000.mp4")[0].modalities == ["left", "right"]
+    answers = list(run.predict_rows(data, split="test"))
+    assert all(answer.modalities == ["left", "right"] for answer in answers)
+    with pytest.raises(ConfigError, match="a single file does not say which of them it is; name a file for each"):
+        run.predict(demo.parent / "clips" / "test-00000.mp4")
 
 
 ONE_BIT_EACH = (
