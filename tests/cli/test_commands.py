@@ -236,6 +236,14 @@ def test_train_tells_what_may_not_be_meant(demo, tmp_path):
     assert "4 classes that are numbers, e.g. '0.0'; to predict numbers, set model.head.task=regression\n" in done.err
 
 
+def test_rows_of_numbers_are_not_said_to_be_held_out_by_class(demo, tmp_path):
+    rows = [{"id": str(i), "path": path, "label": f"{i}"} for i, path in enumerate(clips_of(demo)[:9])]
+    data = write_csv(tmp_path / "numbers.csv", rows)
+    done = mbt("train", "--data", data, "-m", "rgb", *flags("model.head.task=regression", modalities="rgb"))
+    assert "held out of 9, evenly over the range of their numbers, by their ids: 1 as val and 1 as test. " in done.err
+    assert "class by class" not in done.err
+
+
 def test_a_small_folder_without_splits_ends_with_a_number(demo, tmp_path):
     for number, clip in enumerate(clips_of(demo)[:9]):
         folder = tmp_path / "clips" / "abc"[number % 3]

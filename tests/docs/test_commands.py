@@ -54,6 +54,17 @@ def test_what_is_not_run_is_on_a_page():
         assert any(re.match(pattern, text) for text in texts), f"{pattern!r} is on no page any more"
 
 
+def test_the_commands_of_pages_with_tests_of_their_own_are_run():
+    """In `sh` blocks by `run_page`, in blocks without a language by `run_read_only`, or not, with the reason."""
+    others = {
+        command.text.partition(" ")[0]
+        for name, commands in COMMANDS
+        for command in commands
+        if name == "production.md" and command.language == "" and not why_not_run(command.text)
+    }
+    assert not others
+
+
 def small(words):
     """A command with settings for size in front of its own, which win, and with fewer cells of a sweep."""
     command = words[0]
