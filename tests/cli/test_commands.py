@@ -217,12 +217,12 @@ def test_copies_of_train_in_test_are_told_by_check_and_train(demo, tmp_path):
     rows = [{"id": str(i), "path": path, "label": "ab"[i % 2], "split": "train"} for i, path in enumerate(clips[:6])]
     rows += [{"id": "c", "path": "copy.mp4", "label": "a", "split": "test"}]
     data = write_csv(tmp_path / "m.csv", rows)
-    line = f"1 rows of test repeat files of train, e.g. 'c' and '0': copy.mp4 is a copy of {clips[0]}. Remove them "
+    line = f"1 of 1 rows of test repeats files of train, e.g. 'c' and '0': copy.mp4 is a copy of {clips[0]}. "
     assert line in mbt("data", "check", data, "-m", "rgb").err
     assert line in mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb")).err
     found = json.loads(mbt("data", "check", data, "-m", "rgb", "--json").out)["repeats"]
     pair = {"ids": ["0", "c"], "files": [str(clips[0]), "copy.mp4"]}
-    assert found == [{"splits": ["train", "test"], "rows": 1, "examples": [pair]}]
+    assert found == [{"splits": ["train", "test"], "rows": 1, "total": 1, "examples": [pair]}]
     assert json.loads(mbt("data", "check", demo, "--json").out)["repeats"] == []
 
 

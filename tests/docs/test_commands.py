@@ -23,6 +23,7 @@ NOT_RUN = {
     r"python3 -m venv|\. \.venv|pip install \.": "installs this very package",
     r"pip install mbt-fusion": "asks the package index",
     r"pytest|OMP_NUM_THREADS=1 python benchmarks|python benchmarks": "the tests and benchmarks themselves, for minutes",
+    r"benchmarks/device\.sh": "minutes of a GPU: tests/e2e/test_device_table.py",
     r"mbt serve|curl ": "goes on until it is stopped: tests/cli/test_serve.py",
     r"torchrun|srun": "several machines: tests/e2e/test_many_processes.py, tests/core/training/test_launch.py",
     r"wget|hf download|mbt predict runs/theirs": "downloads: tests/e2e/test_hub.py has a hub on loopback",
