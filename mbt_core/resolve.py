@@ -87,11 +87,14 @@ def held_out(config: DataConfig, manifest: Manifest) -> list[str]:
         return []
     sizes = {name: len(rows) for name, rows in manifest.splits.items()}
     parts = [f"{sizes[name]:,} as {name}" for name in (VAL, TEST) if name in sizes]
-    how = f"by {config.group}" if config.group else "class by class, by their ids"
+    numbers = set(manifest.kinds.values()) == {"regression"}  # they have no classes, but ranges
+    evenly = "evenly over the range of their numbers" if numbers else "class by class"
+    how = f"by {config.group}" if config.group else f"{evenly}, by their ids"
     if parts:
         outcome = f"held out of {len(manifest):,}, {how}: {' and '.join(parts)}"
     else:
-        outcome = "all are trained on, as each class keeps a row in train, so nothing tells how good the model is"
+        reason = "they are too few" if numbers else "each class keeps a row in train"
+        outcome = f"all are trained on, as {reason}, so nothing tells how good the model is"
     return [f"no row says of which split it is; {outcome}. A column split gives splits of your own"]
 
 

@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
     page: str
     line: int
+    language: str
     words: tuple[str, ...]
 
     @property
@@ -45,7 +46,7 @@ def commands_of(page: Path) -> Iterator[Command]:
                 continue
             words = shlex.split(line, comments=True)
             for part in _parts(words):
-                yield Command(page.name, number, tuple(part))
+                yield Command(page.name, number, language, tuple(part))
 
 
 def _parts(words: list[str]) -> Iterator[list[str]]:

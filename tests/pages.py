@@ -3,7 +3,7 @@
 - a block with ``file=PATH`` is written to that file;
 - other ``python`` blocks are executed, all in one namespace;
 - the lines of ``sh`` blocks are run: ``mbt ...`` in this process, ``pip install -e FOLDER`` as far as Python sees it;
-- blocks without a language are for reading only.
+- blocks without a language are for reading only: the page's own test runs the commands in them.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 from zlib import crc32
 
@@ -288,7 +289,8 @@ def labels_of(manifest: Manifest, tasks: Mapping[str, TaskKind]) -> dict[str, La
 def _nothing(row: Row, missing: Sequence[str], reads: Iterable[str]) -> str:
     """Why a row has no modality."""
     if missing:
-        return f"{missing[0]}: there is no such file"
+        linked = Path(missing[0]).is_symlink()
+        return f"{missing[0]}: {'a link that leads to no file' if linked else 'there is no such file'}"
     if row.files():
-        return f"{', '.join(row.files())}: has nothing that is read ({' or '.join(sorted(set(reads)))})"
+        return f"{', '.join(row.files())}: holds nothing that the model reads ({' or '.join(sorted(set(reads)))})"
     return f"row {row.id!r}: all its cells are empty"

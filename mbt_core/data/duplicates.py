@@ -65,9 +65,9 @@ class Repeats:
     pairs: list[Pair] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        """``{"splits", "rows", "examples": [{"ids", "files"}]}``"""
+        """``{"splits", "rows", "total", "examples": [{"ids", "files"}]}``, the total of the second split"""
         examples = [{"ids": list(pair.ids), "files": list(pair.files)} for pair in self.pairs]
-        return {"splits": list(self.splits), "rows": len(self.rows), "examples": examples}
+        return {"splits": list(self.splits), "rows": len(self.rows), "total": self.total, "examples": examples}
 
 
 def tell(found: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -77,8 +77,10 @@ def tell(found: Iterable[Mapping[str, Any]]) -> list[str]:
         (first, second), example = repeats["splits"], repeats["examples"][0]
         (one, other), (own, same) = example["ids"], example["files"]
         files = f"both read {own}" if own == same else f"{same} is a copy of {own}"
+        verb = "repeats" if repeats["rows"] == 1 else "repeat"
         lines.append(
-            f"{repeats['rows']:,} rows of {second} repeat files of {first}, e.g. {other!r} and {one!r}: {files}. "
+            f"{repeats['rows']:,} of {repeats['total']:,} rows of {second} {verb} files of {first}, "
+            f"e.g. {other!r} and {one!r}: {files}. "
             f"Remove them from one of the two: a score on {second} would be of what is known by heart"
         )
     return lines

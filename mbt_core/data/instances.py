@@ -50,7 +50,8 @@ def require_one_file(kinds: Kinds, noted: str | None) -> None:
             raise ConfigError(
                 f"{_listed(group)} are of one kind, {kinds[group[0]]!r}, and a single file does not say which of them "
                 f"it is; name a file for each in a manifest with the columns id,{columns}: "
-                "mbt predict RUN --data MANIFEST"
+                "mbt predict RUN --data MANIFEST. Where the model looks in rows of its data is on the page "
+                "of mbt report RUN"
             )
 
 

@@ -146,7 +146,7 @@ def data_table(left: Left) -> Table | None:
     order = [TRAIN, VAL, TEST]
     for split in sorted(manifest.splits, key=lambda name: order.index(name) if name in order else len(order)):
         counts = [manifest.class_counts(task, split) for task in named]
-        spread = [f"{c.min():,}\N{EN DASH}{c.max():,}" for c in counts]
+        spread = [f"{c.min():,}\N{EN DASH}{c.max():,}" if c.min() < c.max() else f"{c.max():,}" for c in counts]
         rows.append([split, f"{len(manifest.rows(split)):,}", *spread])
     single = left.experiment.model.head.tasks is None
     columns = ["per class" if single else f"per {task}" for task in named]
@@ -185,7 +185,7 @@ def curves(left: Left) -> tuple[list[Drawn], list[str]]:
             Line(source, colours.get(source, "ink"), found_points, source == ALL)
             for source, found_points in reversed(points.items())
         ]
-        best = (min if lower_is_better(name) else max)(points[ALL], key=lambda point: point[1])
+        best = best_point(points[ALL], dict(val_loss), lower_is_better(name))
         caption = f"On val; best {shown(name, best[1])} at step {best[0]:,}"
         alone = (
             "; each colour is what one modality's own prediction reaches on the clips that have it"
@@ -201,6 +201,11 @@ def curves(left: Left) -> tuple[list[Drawn], list[str]]:
         if _is_curve(points_of):
             found.append(Drawn(title, figures.lines([Line(title, "m0", smooth(points_of, POINTS))]), caption))
     return found, few
+
+
+def best_point(points: Sequence[tuple[int, float]], losses: Mapping[int, float], lower: bool) -> tuple[int, float]:
+    """The point that chooses the weights: among equal ones the one of the lowest loss, as training has it."""
+    return min(points, key=lambda point: (point[1] if lower else -point[1], losses.get(point[0], math.inf)))
 
 
 def _is_curve(*of: Sequence[tuple[int, float]]) -> bool:
@@ -261,10 +266,9 @@ def subset_tables(predictions: Predictions) -> list[Table]:
         for c in about.confusion
     ]
     if changes:
+        of = "of the same clips" if about.rows == "common" else "of all clips that have both"
         columns = ["from", "adding", "task", "clips", "wrong to right", "right to wrong"]
-        found.append(
-            Table(columns, changes, "Of all clips that have these modalities: what adding one does to answers.")
-        )
+        found.append(Table(columns, changes, f"What adding a modality does to answers, {of}."))
     return found
 
 
@@ -294,12 +298,14 @@ def task_section(task: str, predictions: Predictions, modalities: Sequence[str])
 def _confusion(matrix_CC: torch.Tensor, names: Sequence[str]) -> Drawn:
     kept = list(range(len(names))) if len(names) <= WHOLE else most_confused(matrix_CC, WHOLE)
     wrong, total = int(matrix_CC.sum() - matrix_CC.diag().sum()), int(matrix_CC.sum())
+    common = int(matrix_CC.sum(1).argmax())  # an accuracy says little without it where classes are not alike in number
     figure = figures.confusion(
         matrix_CC[kept][:, kept].numpy(), matrix_CC.sum(1)[kept].numpy(), [names[i] for i in kept]
     )
     caption = (
         "Rows are what a clip is, columns what the model says; the fuller the colour, the larger the share of the row. "
-        f"{total - wrong:,} of {total:,} clips lie on the diagonal (blue), {wrong:,} off it (orange)."
+        f"{total - wrong:,} of {total:,} clips lie on the diagonal (blue), {wrong:,} off it (orange). "
+        f"Always answering {names[common]} would be right for {int(matrix_CC[common].sum()):,}."
     )
     if len(kept) < len(names):
         caption += f" Of {len(names)} classes these {len(kept)} are confused most."

@@ -60,7 +60,7 @@ class Reading:
             reads = {modality.reads for modality in self.modalities.values()}
             lengths = [self._length(name, clip) for name, m in self.modalities.items() if clip.has(m.reads)]
             if not lengths:
-                raise DataError(f"{path}: has nothing that is read ({' or '.join(sorted(reads))})")
+                raise DataError(f"{path}: holds nothing that the model reads ({' or '.join(sorted(reads))})")
             longest = max((length for length in lengths if length is not None), default=0.0)
         if longest > self.max_seconds:
             raise DataError(f"{path}: lasts {longest:.1f} s, allowed are {self.max_seconds:g} s")

@@ -217,12 +217,12 @@ def test_copies_of_train_in_test_are_told_by_check_and_train(demo, tmp_path):
     rows = [{"id": str(i), "path": path, "label": "ab"[i % 2], "split": "train"} for i, path in enumerate(clips[:6])]
     rows += [{"id": "c", "path": "copy.mp4", "label": "a", "split": "test"}]
     data = write_csv(tmp_path / "m.csv", rows)
-    line = f"1 rows of test repeat files of train, e.g. 'c' and '0': copy.mp4 is a copy of {clips[0]}. Remove them "
+    line = f"1 of 1 rows of test repeats files of train, e.g. 'c' and '0': copy.mp4 is a copy of {clips[0]}. "
     assert line in mbt("data", "check", data, "-m", "rgb").err
     assert line in mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb")).err
     found = json.loads(mbt("data", "check", data, "-m", "rgb", "--json").out)["repeats"]
     pair = {"ids": ["0", "c"], "files": [str(clips[0]), "copy.mp4"]}
-    assert found == [{"splits": ["train", "test"], "rows": 1, "examples": [pair]}]
+    assert found == [{"splits": ["train", "test"], "rows": 1, "total": 1, "examples": [pair]}]
     assert json.loads(mbt("data", "check", demo, "--json").out)["repeats"] == []
 
 
@@ -234,6 +234,14 @@ def test_train_tells_what_may_not_be_meant(demo, tmp_path):
     done = mbt("train", "--data", data, "-m", "rgb", *flags("train.steps=1", modalities="rgb"))
     assert "no val split: 0.1 of the 4 training rows would be fewer than 20; " in done.err
     assert "4 classes that are numbers, e.g. '0.0'; to predict numbers, set model.head.task=regression\n" in done.err
+
+
+def test_rows_of_numbers_are_not_said_to_be_held_out_by_class(demo, tmp_path):
+    rows = [{"id": str(i), "path": path, "label": f"{i}"} for i, path in enumerate(clips_of(demo)[:9])]
+    data = write_csv(tmp_path / "numbers.csv", rows)
+    done = mbt("train", "--data", data, "-m", "rgb", *flags("model.head.task=regression", modalities="rgb"))
+    assert "held out of 9, evenly over the range of their numbers, by their ids: 1 as val and 1 as test. " in done.err
+    assert "class by class" not in done.err
 
 
 def test_a_small_folder_without_splits_ends_with_a_number(demo, tmp_path):

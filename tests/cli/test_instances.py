@@ -10,7 +10,8 @@ from small import clips_of, mbt, tiny_run, write_csv
 BOTH = "left=rgb,right=rgb"
 ONE_KIND = (
     "'left' and 'right' are of one kind, 'rgb', and a single file does not say which of them it is; name a file for "
-    "each in a manifest with the columns id,left,right: mbt predict RUN --data MANIFEST"
+    "each in a manifest with the columns id,left,right: mbt predict RUN --data MANIFEST. Where the "
+    "model looks in rows of its data is on the page of mbt report RUN"
 )
 
 

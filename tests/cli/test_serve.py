@@ -135,7 +135,7 @@ def test_files_that_are_none(service, clip, tmp_path):
         (whole[: len(whole) // 2], "a.mp4", "truncated"),
         (os.urandom(5000), "a.mp4", "cannot open it: Invalid data"),
         (os.urandom(5000), "a", "cannot open it: Invalid data"),
-        (b"just words", "a.txt", "has nothing that is read"),
+        (b"just words", "a.txt", "holds nothing that the model reads"),
         (sound(tmp_path / "a.wav", MAX_SECONDS + 1).read_bytes(), "a.wav", r"lasts 7\.0 s, allowed are 6 s"),
     ]:
         status, found = post(service.address, part(content, name))

@@ -23,6 +23,7 @@ NOT_RUN = {
     r"python3 -m venv|\. \.venv|pip install \.": "installs this very package",
     r"pip install mbt-fusion": "asks the package index",
     r"pytest|OMP_NUM_THREADS=1 python benchmarks|python benchmarks": "the tests and benchmarks themselves, for minutes",
+    r"benchmarks/device\.sh": "minutes of a GPU: tests/e2e/test_device_table.py",
     r"mbt serve|curl ": "goes on until it is stopped: tests/cli/test_serve.py",
     r"torchrun|srun": "several machines: tests/e2e/test_many_processes.py, tests/core/training/test_launch.py",
     r"wget|hf download|mbt predict runs/theirs": "downloads: tests/e2e/test_hub.py has a hub on loopback",
@@ -52,6 +53,17 @@ def test_what_is_not_run_is_on_a_page():
     assert len(texts) > 80
     for pattern in NOT_RUN:
         assert any(re.match(pattern, text) for text in texts), f"{pattern!r} is on no page any more"
+
+
+def test_the_commands_of_pages_with_tests_of_their_own_are_run():
+    """In `sh` blocks by `run_page`, in blocks without a language by `run_read_only`, or not, with the reason."""
+    others = {
+        command.text.partition(" ")[0]
+        for name, commands in COMMANDS
+        for command in commands
+        if name == "production.md" and command.language == "" and not why_not_run(command.text)
+    }
+    assert not others
 
 
 def small(words):

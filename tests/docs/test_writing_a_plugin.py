@@ -2,15 +2,32 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
+import timm
 
 import mbt_core as mbt
 from mbt_core.conformance.case import Case
 from mbt_core.conformance.suite import CHECKS
+from page_commands import commands_of
 from pages import BLOCK, DOCS
+from small import mbt as command_line
+from small import write_csv
+
+SHORT = ("--set", "train.steps=1", "--set", "data.workers=0")
 
 
-def test_from_nothing_to_a_trained_accelerometer(run_page, tmp_path):
+def run_read_only(name):
+    """The commands in blocks that a page does not run, whose data or weights are elsewhere, for one step."""
+    commands = [command for command in commands_of(DOCS / name) if command.language == ""]
+    assert commands
+    for command in commands:
+        assert command.words[:2] == ("mbt", "train"), command.text
+        done = command_line("train", *SHORT, *command.words[2:])
+        assert done.code == 0, f"{name}:{command.line}: {command.text}\n{done.err}"
+
+
+def test_from_nothing_to_a_trained_accelerometer(run_page, tmp_path, monkeypatch):
     page = run_page("writing-a-plugin.md")
     assert page.names["run"].results["top1"] > 0.9
     assert page.names["prediction"].top["label"][0][0] == "walking"
@@ -25,12 +42,25 @@ def test_from_nothing_to_a_trained_accelerometer(run_page, tmp_path):
     for check in CHECKS.values():
         tests.test_conformance(case, check)
 
+    create = timm.create_model  # fresh weights in place of those that timm would download
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **options | {"pretrained": False}))
+    run_read_only("writing-a-plugin.md")
 
-def test_a_fusion_strategy(run_page):
+
+def test_a_fusion_strategy(run_page, tmp_path):
     page = run_page("writing-a-fusion-strategy.md")
     assert type(page.names["model"].fusion).__name__ == "Summary"
     assert set(page.names["model"].fusion.gates) == {"wrist", "ankle"}
     assert mbt.registry().fusions["summary"].location == "mbt-summary"
+
+    rows = []
+    for number in range(8):
+        files = {name: f"{number}-{name}.npy" for name in ("wrist", "ankle")}
+        for file in files.values():
+            np.save(tmp_path / file, np.random.default_rng(number).normal(number % 2, 1, (3, 100)).astype(np.float32))
+        rows.append({"id": str(number), **files, "label": f"c{number % 2}", "split": "train"})
+    write_csv(tmp_path / "manifest.csv", rows)
+    run_read_only("writing-a-fusion-strategy.md")
 
 
 def test_a_data_set(run_page, tmp_path):

@@ -134,7 +134,7 @@ def test_a_bad_file_does_not_stop_the_others(run, files, tmp_path):
     assert [item["file"] for item in found] == [str(path) for path in given]
     assert [item.get("error") for item in found] == [
         "truncated: the file is shorter than it says", None, "there is no such file",
-        "has nothing that is read (frames or waveform)", "no file in this folder", None]  # fmt: skip
+        "holds nothing that the model reads (frames or waveform)", "no file in this folder", None]  # fmt: skip
     assert done.err == "Error: 4 of 6 could not be classified\n"
 
 

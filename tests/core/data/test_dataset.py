@@ -172,7 +172,10 @@ def test_nothing_that_is_read(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((1, 4)))
     path = write_csv(tmp_path / "m.csv", [{"id": "1", "path": "x.npy", "label": "x"}])
     modalities = {name: modality for name, modality in four().items() if name in "ps"}
-    assert "x.npy: has nothing that is read (frames or waveform)" in dataset(path, modalities)[Draw(0, 0)][0].error
+    assert (
+        "x.npy: holds nothing that the model reads (frames or waveform)"
+        in dataset(path, modalities)[Draw(0, 0)][0].error
+    )
 
 
 def test_a_row_past_the_end_of_its_file(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_copies_in_other_splits_are_found(tmp_path):
     ]
     lines = tell(found.as_json() for found in find_repeats(manifest)[0])
     assert lines[1].startswith(
-        "1 rows of test repeat files of train, e.g. '4' and '1': copy.npy is a copy of x.npy. Remove them"
+        "1 of 4 rows of test repeats files of train, e.g. '4' and '1': copy.npy is a copy of x.npy. Remove them"
     )
     assert "'6' and '1': second.npy is a copy of x.npy" in lines[0]
 

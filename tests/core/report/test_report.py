@@ -19,7 +19,7 @@ from mbt_core.evaluate.evaluator import FUSED, Evaluation
 from mbt_core.evaluate.table import About, write_predictions
 from mbt_core.report.figures import bars, svg
 from mbt_core.report.left import open_left
-from mbt_core.report.sections import facts
+from mbt_core.report.sections import best_point, facts
 from mbt_core.report.write import gather, pictures, render_report, try_report
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import JsonLines
@@ -139,6 +139,13 @@ def text_of(page):
     return re.sub(r"\s+", " ", re.sub(r"<style.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL))
 
 
+def test_the_best_step_is_the_one_whose_weights_are_kept():
+    points, losses = [(5, 0.5), (10, 0.5), (15, 0.25)], {5: 1.1, 10: 0.9, 15: 0.2}
+    assert best_point(points, losses, lower=False) == (10, 0.5)
+    assert best_point(points, losses, lower=True) == (15, 0.25)
+    assert best_point(points, {}, lower=False) == (5, 0.5)
+
+
 def test_what_is_on_the_page(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -153,6 +160,8 @@ def test_what_is_on_the_page(run):
     right = (logits.argmax(1) == target)[kept]
     assert f"{100 * right.float().mean():.1f} % top1" in text
     assert f"{int(right.sum())} of 23 clips lie on the diagonal (blue), {int((~right).sum())} off it" in text
+    counts = target[kept].bincount()
+    assert f"{NAMES[int(counts.argmax())]} would be right for {counts.max()}. Calib" in html.unescape(text)
     assert "the loss on val is lowest (2.000) at step 20, then it rises to 4.000" in text.lower()
     assert "alpha+beta 75.0" in text
     assert "1 clip could not be read" in text
