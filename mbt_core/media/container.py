@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import av
+from av.format import Flags
 from av.stream import Discard, Disposition
 
 from mbt_core.media.ends import stated_ends
@@ -32,6 +33,10 @@ TOLERANT = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".
 MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
 # Damage is an error and not a concealed picture.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
+LENIENT = {
+    **DECODER_OPTIONS,
+    "err_detect": "crccheck",
+}  # the decoder of TIFF takes tags that it does not know for damage
 SEEK_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the wanted time, tried in turn
 # Formats that date some frames only: FFmpeg misdates what comes right after a seek. Small files are read through.
 UNDATED = ("mpeg",)
@@ -96,9 +101,13 @@ class Container:
             if stream is not None and stream.codec_context is not None:
                 if stream.codec_context.name.startswith("aac"):
                     self.noisy.add(stream.index)
+                if stream.type == "audio":
+                    # PyAV frees the map of channels in an order of their own with each look at it: look once, then
+                    # have none. Only how many there are matters here.
+                    stream.codec_context.layout = f"{stream.codec_context.channels}C"
                 # Loaders run one process per core, and threads inside the decoder only get in their way.
                 stream.codec_context.thread_count = 1
-                stream.codec_context.options = DECODER_OPTIONS
+                stream.codec_context.options = LENIENT if stream.codec_context.name == "tiff" else DECODER_OPTIONS
 
     def _opened(self) -> Any:
         """The file, opened by PyAV at its start."""
@@ -251,15 +260,15 @@ class Container:
 
         Empty packets are left out: they stand for no frame, and decoders take them for the end.
         """
-        position, end, length = 0, 0.0, 0.0
+        position, end, length, tick = 0, 0.0, 0.0, float(stream.time_base)
         try:
             for packet in self.input.demux(stream):
                 self._check_clock()
                 if packet.size:
                     yield packet
                     if packet.pos is not None and packet.pts is not None and packet.duration:
-                        position, length = packet.pos + packet.size, packet.duration * float(stream.time_base)
-                        end = packet.pts * float(stream.time_base) - self.zero + length
+                        position, length = packet.pos + packet.size, packet.duration * tick
+                        end = packet.pts * tick - self.zero + length
         except av.InvalidDataError:
             stated, spare = self.end_of(stream, of_all=False), length / 2 if stream.type == "video" else PADDING
             if self.size - position > MOST or stated is None or end < stated - spare:
@@ -308,7 +317,7 @@ class Container:
         for packet in self.input.demux():
             self._check_clock()
             length = float((packet.duration or 0) * packet.time_base)
-            if packet.pts is not None:
+            if packet.pts is not None and not self.input.format.flags & Flags.no_timestamps.value:
                 end = max(end, float(packet.pts * packet.time_base) - self.zero + length)
             else:
                 end += length

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import av
+from av.format import Flags
 
 if TYPE_CHECKING:
     from mbt_core.media.container import Container
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 TAIL = (2.0, 20.0)  # seconds before the end, from which on the last packets are looked for, tried in turn
 FILLING = 0.1  # seconds of it that the last packets of MP3 may hold
 # Formats whose stated lengths are guessed from few packets, are understood in several ways, or depend on the writer.
-DOUBTED = ("matroska", "mpeg", "avi", "flv", "mp3", "aac", "ac3", "eac3", "amr")
+DOUBTED = ("matroska", "mpeg", "avi", "flv", "asf", "mp3", "aac", "ac3", "eac3", "amr")
 
 
 def stated_ends(container: Container, stream: Any) -> list[float]:
@@ -22,7 +23,9 @@ def stated_ends(container: Container, stream: Any) -> list[float]:
     begin = container.begin_of(stream)
     if stream.duration is not None:
         # what is to be skipped at the start of Opus counts as a part of the length, but not of the time
-        ends = [begin + (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)]
+        length = (stream.duration - skipped_by_opus(stream)) * float(stream.time_base)
+        # ASF states the length of the file, for each stream
+        ends = [length if container.input.format.name == "asf" else begin + length]
     else:
         tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))  # Matroska
         told = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else 0.0
@@ -48,8 +51,11 @@ def believed_end(container: Container, stream: Any) -> float:
     if stated and not form.startswith(DOUBTED):
         return stated[0]
     if key not in container.memo:
-        last = last_packet(container, stream, stated[0] if stated else container.length)
-        if last is None:
+        is_counted = stream.type == "video" and bool(container.input.format.flags & Flags.no_timestamps.value)
+        last = None if is_counted else last_packet(container, stream, stated[0] if stated else container.length)
+        if is_counted:
+            container.memo[key] = container.last_time
+        elif last is None:
             container.memo[key] = stated[0] if stated else container.last_time
         else:
             begin, end = last
@@ -78,13 +84,14 @@ def last_packet(container: Container, stream: Any, about: float | None) -> tuple
         except av.FFmpegError:
             continue
         before = last = end = -math.inf
+        tick = float(container.input.streams[index].time_base)
         for packet in container.input.demux(container.input.streams[index]):
             container._check_clock()
             if packet.pts is None:
                 continue
-            at = float(packet.pts * packet.time_base) - container.zero
+            at = packet.pts * tick - container.zero
             before, last = (last, at) if at > last else (max(before, at), last)
-            end = max(end, at + float((packet.duration or 0) * packet.time_base))
+            end = max(end, at + (packet.duration or 0) * tick)
         if math.isfinite(last) and (end > last or math.isfinite(before) or origin is None):
             return last, end if end > last or not math.isfinite(before) else last + last - before
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from av.stream import Discard
 FIRST_BYTES = 64 << 20  # of packets, read from the start
 BYTES_AT_PLACE = 4 << 20  # of packets, read at each of some times further on
 PLACES = 8
+WRITTEN = re.compile("[1-9]")  # in a length that a writer of Matroska adds at the end, having seen packets
 
 
 def unsure(container: Any, streams: Sequence[Any]) -> list[Any]:
@@ -21,7 +23,9 @@ def unsure(container: Any, streams: Sequence[Any]) -> list[Any]:
     """
     if len(streams) == 1 and (streams[0].duration or container.format.flags & Flags.no_timestamps.value):
         return []
-    return [stream for stream in streams if not stream.frames]
+    return [
+        stream for stream in streams if not stream.frames and not WRITTEN.search(stream.metadata.get("DURATION", ""))
+    ]
 
 
 def empty_streams(container: Any, streams: Sequence[Any], check_clock: Callable[[], None]) -> set[int]:

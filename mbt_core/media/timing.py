@@ -40,30 +40,27 @@ class FrameTimes:
     """
 
     def __init__(self, stream: Any, timing: Timing, zero: float, from_start: bool) -> None:
-        self.stream = stream
         self.timing = timing
         self.zero = zero
         self.tick = float(stream.time_base)
+        # seconds of a frame of video, 0 if unknown
+        self.length = float(1 / stream.average_rate) if stream.type == "video" and stream.average_rate else 0.0
         self.step = min(self.tick, SMALLEST_STEP) if stream.type == "video" else -math.inf
         self.latest = -math.inf
         self.expected = 0.0 if from_start else None  # the time of the next frame; None if unknown
 
     def __call__(self, frame: Any) -> float | None:
         """Seconds of the clip; None before the first timestamp after a seek."""
-        stamp = {Timing.PRESENTATION: frame.pts, Timing.DECODING: frame.dts, Timing.COUNTING: None}[self.timing]
+        stamp = frame.pts if self.timing is Timing.PRESENTATION else None
+        if self.timing is Timing.DECODING:
+            stamp = frame.dts
         at = self.expected if stamp is None else stamp * self.tick - self.zero
         if at is None:
             return None
         self.latest = max(at, self.latest + self.step)
-        self.expected = self.latest + length_of(frame, self.stream)
+        length = frame.samples / frame.sample_rate if isinstance(frame, av.AudioFrame) else self.length
+        self.expected = self.latest + length
         return self.latest
-
-
-def length_of(frame: Any, stream: Any) -> float:
-    """How long a decoded frame lasts, in seconds; 0 if unknown."""
-    if isinstance(frame, av.AudioFrame):
-        return frame.samples / frame.sample_rate
-    return float(1 / stream.average_rate) if stream.average_rate else 0.0
 
 
 def timing_of(form: Any, stream: Any, first_packets: Callable[[], Iterator[Any]]) -> Timing:

@@ -183,7 +183,9 @@ def all_channels(container: Container) -> np.ndarray:
 
 def mono(frame: Any) -> np.ndarray:
     """[samples] float32: the mean of the channels of a decoded frame, full scale being 1."""
-    return channels(frame).mean(0)
+    samples = channels(frame)
+    # for these few samples, the same by ndarray.mean takes as long as decoding them
+    return samples[0] if len(samples) == 1 else np.add.reduce(samples) / np.float32(len(samples))
 
 
 def channels(frame: Any) -> np.ndarray:

@@ -120,8 +120,8 @@ def encode_audio(out: Any, stream: Any, audio: np.ndarray, rate: int, start: flo
 
 
 def write_image(path: Path, picture: np.ndarray, pix_fmt: str = "rgb24") -> Path:
-    """Write one [H, W, 3] uint8 RGB picture as .png or .jpg."""
-    codec = {".png": "png", ".jpg": "mjpeg"}[path.suffix]
+    """Write one [H, W, 3] uint8 RGB picture as .png, .jpg or .tiff."""
+    codec = {".png": "png", ".jpg": "mjpeg", ".tiff": "tiff"}[path.suffix]
     context = av.CodecContext.create(codec, "w")
     context.height, context.width = picture.shape[:2]
     context.pix_fmt, context.time_base = pix_fmt, Fraction(1, 25)

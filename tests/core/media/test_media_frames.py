@@ -11,6 +11,7 @@ import pytest
 from media_files import counting, grey, shown, sine, write_image, write_media
 
 from mbt_core.media import Clip, MediaError
+from mbt_core.media.timing import FrameTimes
 
 CORNERS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
 
@@ -87,13 +88,17 @@ def test_seeking_gives_the_same_pixels_as_reading_through(folder, gop, suffix):
             np.testing.assert_array_equal(clip.frames([times[i]])[0], through[i])
 
 
+def count_decoded(monkeypatch) -> list[int]:
+    """A list that grows by one with each frame that is decoded."""
+    decoded: list[int] = []
+    time_of = FrameTimes.__call__
+    monkeypatch.setattr(FrameTimes, "__call__", lambda *a: decoded.append(1) or time_of(*a))
+    return decoded
+
+
 def test_only_the_window_is_decoded(mp4, monkeypatch):
     """One seek, and no more frames than from the keyframe to one after the last time."""
-    decoded = []
-    from mbt_core.media import timing
-
-    length_of = timing.length_of
-    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    decoded = count_decoded(monkeypatch)
     Clip(mp4).frames([1.0, 1.2])  # frames 25 to 30; keyframes at 24 and 36
     assert len(decoded) <= 8
 
@@ -101,13 +106,18 @@ def test_only_the_window_is_decoded(mp4, monkeypatch):
 def test_times_far_apart_skip_what_lies_between(folder, monkeypatch):
     frames = np.concatenate([counting(50, 16, 16)] * 3)
     path = write_media(folder / "long.mp4", frames, fps=1, video_options={"preset": "ultrafast", "g": "10"})
-    decoded = []
-    from mbt_core.media import timing
-
-    length_of = timing.length_of
-    monkeypatch.setattr(timing, "length_of", lambda *a: decoded.append(1) or length_of(*a))
+    decoded = count_decoded(monkeypatch)
     assert shown(Clip(path).frames([0.0, 60.0, 120.0])) == [0, 10, 20]
     assert len(decoded) < 20
+
+
+def test_tiff(folder):
+    picture = corners()
+    path = write_image(folder / "a.tiff", picture)
+    np.testing.assert_array_equal(Clip(path).frames([0.0])[0], picture)
+    content = path.read_bytes()
+    with pytest.raises(MediaError, match="cannot decode"):
+        Clip(content[: len(content) // 2], "cut.tiff").frames([0.0])
 
 
 def test_variable_frame_rate(folder):

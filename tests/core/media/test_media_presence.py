@@ -124,3 +124,11 @@ def test_reading_is_the_same_as_without_looking(tmp_path):
     with Clip(path) as clip:
         np.testing.assert_allclose(clip.waveform(0.0, 2.0, 16000), sine(2, 16000)[0], atol=1e-4)
         assert len(clip.frames_between(-1.0, 9.0)[0]) == 50
+
+
+def test_lengths_that_a_writer_of_matroska_states_save_looking(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.mkv", counting(30), sine(1, RATE), rate=RATE)
+    monkeypatch.setattr(presence, "_read", None)
+    clip = Clip(path)
+    assert clip.has("frames")
+    assert clip.has("waveform")

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_files import numbered, numbers, write_media
+from media_files import clicks, numbered, numbers, write_media
 
 from mbt_core.config import DataConfig
 from mbt_core.data.packing import pack
@@ -154,3 +154,24 @@ def test_frames_of_equal_times_are_shown_one_after_the_other(tmp_path):
         assert (np.diff(since) > 0).all()
         assert numbers(frames) == list(range(10))
         assert numbers(clip.frames([0.13, 0.17, 0.21])) == [3, 5, 5]
+
+
+@pytest.mark.parametrize("case", ["mpeg1video m1v", "mpeg2video m2v", "libx264 h264"])
+def test_raw_streams_are_as_long_as_their_frames(case, tmp_path):
+    codec, suffix = case.split()
+    options = B_FRAMES if codec != "libx264" else X264
+    path = write_media(tmp_path / f"a.{suffix}", numbered(COUNT), codec=codec, video_options=options)
+    assert Clip(path).duration_of("frames") == pytest.approx(COUNT / FPS)
+
+
+def test_sound_that_begins_late_in_asf(tmp_path):
+    """ASF states one length for all streams, which counts from the start of the clip."""
+    path = write_media(
+        tmp_path / "a.wmv", numbered(COUNT), clicks(2, 44100, [1.0]), codec="wmv2", audio_codec="libmp3lame",
+        rate=44100, audio_start=1.5,
+    )  # fmt: skip
+    clip = Clip(path)
+    assert clip.duration_of("frames") == pytest.approx(COUNT / FPS, abs=0.06)
+    assert clip.duration == pytest.approx(3.5, abs=0.15)
+    sound = clip.waveform(0, 5, 44100)
+    assert np.abs(sound).argmax() / 44100 == pytest.approx(2.5, abs=0.1)

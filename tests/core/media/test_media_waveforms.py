@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -113,6 +115,19 @@ def test_mean_of_all_channels(folder):
     six = np.stack([left * k / 6 for k in range(6)])
     path = write_media(folder / "six.wav", None, six, rate=16000, audio_codec="pcm_s16le")
     np.testing.assert_allclose(Clip(path).waveform(0, 1, 16000), six.mean(0), atol=1e-4)
+
+
+def test_channels_in_an_order_of_their_own(folder):
+    """PyAV frees the list of such channels several times, which ends the process: so it is read in another one."""
+    path = write_media(folder / "order.caf", audio=sine(0.2, 48000, channels=8), rate=48000, audio_codec="pcm_s16be")
+    read = (
+        "import sys; from mbt_core.media import Clip\n"
+        "for _ in range(8): sound = Clip(sys.argv[1]).waveform(0, 0.2, 48000)\n"
+        "print(sound.std())"
+    )
+    done = subprocess.run([sys.executable, "-c", read, path], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(0.5 / 2**0.5, rel=0.01)
 
 
 def test_what_would_alias_is_damped(folder):
