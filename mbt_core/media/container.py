@@ -101,7 +101,7 @@ class Container:
             if stream is not None and stream.codec_context is not None:
                 if stream.codec_context.name.startswith("aac"):
                     self.noisy.add(stream.index)
-                if stream is self.audio:
+                if stream.type != "video":
                     # PyAV frees the map of channels in an order of their own with each look at it: look once, then
                     # have none. Only how many there are matters here.
                     stream.codec_context.layout = f"{stream.codec_context.channels}C"
