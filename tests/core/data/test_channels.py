@@ -80,7 +80,7 @@ def test_the_report_on_a_data_set(data):
     assert found["channels"] == [
         {"files": 3, "taken": ["a", "b"], "left_out": left_out},
         {"files": 2, "taken": ["a", "c"], "left_out": left_out},
-        {"files": 1, "taken": ["a"], "left_out": "'b' (text)"},
+        {"files": 1, "taken": ["a"], "left_out": "'b' (words)"},
     ]
     assert list(found["doubts"].values()) == [5]
     lines = channel_lines("a", found)
