@@ -269,7 +269,7 @@ def test_names_with_ends_of_lines_are_gone_on_with(run, demo, tmp_path, name):
     assert out.read_bytes() == complete
 
 
-@pytest.mark.parametrize("name", ["answers.jsonl", "answers.csv"])
+@pytest.mark.parametrize("name", ["answers.jsonl", pytest.param("answers.csv", marks=pytest.mark.slow)])
 def test_one_command_writes_to_a_file_of_answers(run, demo, tmp_path, name):
     """The second one is refused before it writes a line, with --resume too; nothing is lost."""
     out, clip = tmp_path / name, clips_of(demo)[0]

@@ -54,7 +54,8 @@ def far(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("mean", "deviation"), [(1e-6, 1e-6), (1e9, 1e9), pytest.param(-5e4, 30.0, marks=pytest.mark.slow)]
+    ("mean", "deviation"),
+    [(1e9, 1e9), pytest.param(1e-6, 1e-6, marks=pytest.mark.slow), pytest.param(-5e4, 30.0, marks=pytest.mark.slow)],
 )
 def test_any_unit_is_learnt_alike(tmp_path, mean, deviation):
     data = make_data(tmp_path, {"label": lambda level: repr(mean + deviation * level)})
