@@ -194,7 +194,7 @@ def test_whole_numbers_are_ids_only_before_text_and_samples():
         (b'"x\n(m)",y\n1,2\n', "line 1: a quote is opened and not closed in it"),
         ("a,b\n1,2\n".encode("utf-16"), "UTF-16 text: save it as UTF-8"),
         (b"x,y\n1,2\n# battery low\n3,4\n", "Expected 2 columns, got 1: # battery low"),
-        (b"timestamp,who\n1,a\n2,b\n", r"no column is a signal: 'timestamp' \(a time or an index\), 'who' \(text\)"),
+        (b"timestamp,who\n1,a\n2,b\n", r"no column is a signal: 'timestamp' \(a time or an index\), 'who' \(words\)"),
         (b"temp;ax\n20,5;1\nERR;2\n21,5;3\n", "column 'temp' holds numbers, but 'ERR' at sample 1"),
         (b"a;b\n1;1\n" * 1 + b"1;1\n" * 300 + b"0,5;1\n", "column 'a' holds numbers, but '0,5' at sample 301"),
     ],
@@ -221,4 +221,4 @@ def test_names_of_parquet_columns_count_as_in_csv_files(tmp_path):
     clip = Clip(tmp_path / "a.parquet")
     assert clip.columns == ("ax", "ay")
     assert clip.array().tolist() == [[0.5, 0.25, 1], [1, 2, 1]]
-    assert dict(clip.left_out) == {"who": "text", "Timestamp": "a time or an index", "subject_id": "an id"}
+    assert dict(clip.left_out) == {"who": "words", "Timestamp": "a time or an index", "subject_id": "an id"}
