@@ -214,8 +214,12 @@ def test_pack(demo, tmp_path, deadly, nothing_left, workers):
 def test_sweeps(demo, tmp_path, deadly, nothing_left, command):
     data = manifest_with(demo, tmp_path / "data", ["kills.mp4"], "train")
     sets = [x for s in tiny_sets("rgb,audio", "data.workers=1", "data.max_missing=0.2") for x in ("--set", s)]
-    more = ["--strategies", "late,bottleneck"] if command == "compare" else ["--presets", "none"]
+    more = ["--over", "model.fusion.layer=1,2", "--seeds", 1]
+    if command == "transfer":
+        earlier = tiny_run(demo, tmp_path / "earlier").path
+        more = ["--init", f"none,{earlier}", "--tune", "all", "--fractions", 1, "--seeds", 1]
     done = mbt(command, "--data", data, "-m", "rgb,audio", "--out", tmp_path / "out", *more, *sets)
     assert done.code == 0, done.err
-    for bad in (tmp_path / "out").rglob("bad_clips.csv"):
-        assert KILLED in bad.read_text()
+    noted = [path.read_text() for path in (tmp_path / "out").rglob("bad_clips.csv")]
+    assert noted
+    assert all(KILLED in text for text in noted)
