@@ -450,13 +450,20 @@ def _held_out(
 
 
 def _of_the_same_files(sources: Mapping[str, SourceColumns], ids: pa.LargeStringArray) -> Groups:
-    """Rows that are spans of the same files, together; others by themselves."""
+    """Rows that are spans of the same files, together; others by themselves.
+
+    A group is named by the first of its ids in alphabetical order: a file's path would deal the rows of a folder anew
+    wherever the folder is moved.
+    """
     columns = {source.name: source.files for source in sources.values() if source.files is not None}
     if not columns:
         return Groups(*encode(ids, keep_empty=True))
     files = pc.binary_join_element_wise(*columns.values(), pa.scalar("\0", pa.large_string()))
     named = pc.match_substring_regex(files, "[^\\x00]")
-    return Groups(*encode(pc.if_else(named, files, ids), keep_empty=True))
+    codes, _ = encode(pc.if_else(named, files, ids), keep_empty=True)
+    by_id = pc.sort_indices(ids).to_numpy()
+    _, first = np.unique(codes[by_id], return_index=True)
+    return Groups(codes, ids.take(pa.array(by_id[first])).to_pylist())
 
 
 def _splits(

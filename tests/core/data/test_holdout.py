@@ -63,6 +63,17 @@ def test_ids_decide_and_neither_order_nor_a_seed(tmp_path):
     assert names(parts(tmp_path, labels)) == names(parts(tmp_path, labels, slice(None, None, -1)))
 
 
+def test_it_does_not_matter_where_the_folder_lies(tmp_path):
+    labels, folders = [f"c{i % 7}" for i in range(300)], [tmp_path / "here", tmp_path / "elsewhere"]
+    for spans in (1, 3):
+        starts, held = [str(i % spans) for i in range(300)], []
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+            files = [str(folder / f"{i // spans}.mp4") for i in range(300)]
+            held.append(names(parts(folder, labels, columns={"start": starts, "p": files})))
+        assert held[0] == held[1]
+
+
 def test_shares_are_settings(tmp_path):
     labels = list("ab" * 100)
     found = parts(tmp_path, labels, test_fraction=0.3, val_fraction=0)
