@@ -19,7 +19,7 @@ from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.readers import Each, Pool, Turn, Work, patience_for
 from mbt_core.data.splits import TRAIN
 from mbt_core.errors import DataError
-from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media import Clip, absence, exists, open_clip
 from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Window
 from mbt_core.plugins import registry
@@ -186,7 +186,7 @@ def _look(manifest: Manifest, reads: Mapping[str, str], timeout: float, rows: np
                 wanted = [name for name in names if name in reads]
                 if path not in clips:
                     if not exists(path):
-                        here |= dict.fromkeys(wanted, _Found("missing", f"{path}: there is no such file"))
+                        here |= dict.fromkeys(wanted, _Found("missing", absence(path)))
                         continue
                     clips[path] = stack.enter_context(open_clip(path, timeout=timeout, fps=row.rate(names)))
                 for name in wanted:

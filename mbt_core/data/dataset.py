@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 from zlib import crc32
 
@@ -20,7 +19,7 @@ from mbt_core.data.labels import Labels
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.windows import view_positions, window_for
 from mbt_core.errors import ConfigError, DataError, MBTError, unknown
-from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media import Clip, absence, exists, open_clip
 from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Sample
 
@@ -289,8 +288,7 @@ def labels_of(manifest: Manifest, tasks: Mapping[str, TaskKind]) -> dict[str, La
 def _nothing(row: Row, missing: Sequence[str], reads: Iterable[str]) -> str:
     """Why a row has no modality."""
     if missing:
-        linked = Path(missing[0]).is_symlink()
-        return f"{missing[0]}: {'a link that leads to no file' if linked else 'there is no such file'}"
+        return absence(missing[0])
     if row.files():
         return f"{', '.join(row.files())}: holds nothing that the model reads ({' or '.join(sorted(set(reads)))})"
     return f"row {row.id!r}: all its cells are empty"

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from mbt_core.data.manifest import Manifest
 from mbt_core.errors import DataError
-from mbt_core.media import exists
+from mbt_core.media import absence, exists
 
 THREADS = 16
 CHUNK = 4096
@@ -52,7 +52,7 @@ class Losses:
         """Raises `DataError` above the limit, showing three paths."""
         lost = self.missing + len(self.unreadable)
         if lost > self.max_missing * self.named:
-            shown = [f"{path}: there is no such file" for path in self.examples] + list(self.unreadable.values())
+            shown = [*map(absence, self.examples), *self.unreadable.values()]
             raise DataError(
                 f"{self.where}: {self.missing} of {self.named} named files are missing"
                 + (f" and {len(self.unreadable)} cannot be read" if self.unreadable else "")

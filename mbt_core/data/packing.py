@@ -44,7 +44,7 @@ from mbt_core.data.shards import (
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError
 from mbt_core.files import only_writer, open_regular, write_atomically
-from mbt_core.media import Clip, exists, open_clip
+from mbt_core.media import Clip, absence, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads
 from mbt_core.media.shards import BLOCK, INDEX, LARGEST, MARK, RATE, Facts
@@ -307,7 +307,7 @@ class Packer:
             if source is None or source.path is None:
                 continue
             if not exists(source.path):
-                found.missing.append(f"{source.path}: there is no such file")
+                found.missing.append(absence(source.path))
                 continue
             found.cells[column] = column
             if number in turn.lost:

@@ -3,7 +3,7 @@
 from mbt_core.media.clip import Clip
 from mbt_core.media.errors import MediaError
 from mbt_core.media.memory import MemoryClip, decode_all
-from mbt_core.media.opening import exists, identity, open_clip
+from mbt_core.media.opening import absence, exists, identity, open_clip
 from mbt_core.media.recordings import recordings
 from mbt_core.media.shard_clip import ShardClip
 
@@ -12,6 +12,7 @@ __all__ = [
     "MediaError",
     "MemoryClip",
     "ShardClip",
+    "absence",
     "decode_all",
     "exists",
     "identity",

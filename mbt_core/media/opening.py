@@ -30,6 +30,11 @@ def exists(path: str) -> bool:
         return True
 
 
+def absence(path: str) -> str:
+    """What is said of a `path` that does not exist: also a link can lead nowhere."""
+    return f"{path}: {'a link that leads to no file' if os.path.islink(path) else 'there is no such file'}"
+
+
 def identity(path: str) -> list[str | int]:
     """What tells what is at `path` from what was there before: its real path, and time and size of the file it is in.
 

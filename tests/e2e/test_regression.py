@@ -7,13 +7,14 @@ import pyarrow.parquet
 import pytest
 import torch
 
+from interrupted import train_interrupted
 from mbt_core import MBT, ConfigError
 from mbt_core.config import HeadConfig
 from mbt_core.errors import MBTWarning
 from mbt_core.export import export
 from mbt_core.export.files import _run_torch
 from mbt_core.export.graph import Graph
-from mbt_core.run import Trainer, load, train
+from mbt_core.run import load, train
 from small import mbt, read_csv, write_csv
 
 TRAINED, HELD_OUT = 96, 32
@@ -153,23 +154,11 @@ def test_classes_and_numbers_are_learnt_together(tmp_path):
     assert said["size 3"] == pytest.approx(7, abs=0.5)
 
 
-def test_it_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+def test_it_goes_on_to_the_same_weights(tmp_path):
     data = make_data(tmp_path, {"label": lambda level: repr(1000 + 80 * level)})
     settings = experiment(data, steps=6, eval_every=3)
     whole = train(settings, tmp_path / "whole")
-    step = Trainer.train_step
-
-    def stop(self, *args):
-        if self.progress.step == 4:
-            self.save()
-            raise KeyboardInterrupt
-        step(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(settings, tmp_path / "broken")
-    monkeypatch.setattr(Trainer, "train_step", step)
-    resumed = train(settings, tmp_path / "broken", resume=True)
+    resumed = train_interrupted(settings, tmp_path / "broken", 4)
     assert resumed.experiment.model.head == whole.experiment.model.head
     one, other = resumed.model.state_dict(), whole.model.state_dict()
     assert all(torch.equal(x, other[name]) for name, x in one.items())

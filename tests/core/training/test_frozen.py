@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from interrupted import train_interrupted
 from mbt_core import MBT
 from mbt_core.config import TrainConfig
 from mbt_core.files import read_safetensors
-from mbt_core.run import Trainer, train
+from mbt_core.run import train
 from mbt_core.training.optimizer import freeze, make_optimizer, parameter_groups, set_training
 from mbt_core.training.state import load_state
 from toy import fleet
@@ -80,7 +81,7 @@ def test_modes_that_a_plugin_chose_stay():
     assert model.stream("alpha").training
 
 
-def test_a_run_and_its_resumption_leave_them_alone(experiment, tmp_path, monkeypatch):
+def test_a_run_and_its_resumption_leave_them_alone(experiment, tmp_path):
     run = train(experiment, tmp_path / "run")
     torch.manual_seed(0)
     fresh = MBT(run.experiment.mbt_config()).state_dict()
@@ -90,19 +91,7 @@ def test_a_run_and_its_resumption_leave_them_alone(experiment, tmp_path, monkeyp
                 assert torch.equal(value, fresh[name]), name
         assert not torch.equal(weights[f"{TOKENIZER}still.weight"], fresh[f"{TOKENIZER}still.weight"])
         assert not torch.equal(weights[f"{TOKENIZER}moving.running_mean"], fresh[f"{TOKENIZER}moving.running_mean"])
-    step = Trainer.train_step
-
-    def stop(self, *args):
-        if self.progress.step == 4:
-            self.save()
-            raise KeyboardInterrupt
-        step(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_step", stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(experiment, tmp_path / "broken")
-    monkeypatch.setattr(Trainer, "train_step", step)
-    train(experiment, tmp_path / "broken", resume=True)
+    train_interrupted(experiment, tmp_path / "broken", 4)
     one, other = (read_safetensors(tmp_path / name / "model.safetensors") for name in ("run", "broken"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
