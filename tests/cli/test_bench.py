@@ -73,6 +73,7 @@ def test_the_paper_s_parameters_by_hand():
     assert costs["late"]["tokenizers"] == (3 * 256 + 256 + 2 + 2) * D + positions
 
 
+@pytest.mark.slow
 def test_bottlenecks_cost_less_than_pairwise_attention_at_every_fusion_layer():
     config = MBTConfig(modalities={"rgb": {}, "audio": {"mean": 0.0, "std": 1.0}}, head={"classes": 527})
     layers = [0, 8, 11, 12]
@@ -98,6 +99,7 @@ def test_tables_and_figure(tmp_path):
     assert "fusion layer" in (tmp_path / "cost.svg").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_curves_as_json(tmp_path):
     found = json.loads(run(*SMALL, "--json", "--plot", str(tmp_path / "cost.png")))
     assert list(found["gflops_over_fusion_layer"]["late"]) == ["0", "1", "2"]

@@ -24,6 +24,7 @@ def test_training_leaves_a_report(demo, tmp_path):
     assert "Where it looks" in page
 
 
+@pytest.mark.slow
 def test_evaluations_leave_reports_of_their_own(copied, demo):
     own = copied / "predictions.parquet"
     before = own.read_bytes()

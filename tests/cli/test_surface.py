@@ -123,6 +123,7 @@ def test_help_imports_next_to_nothing():
     assert not modules & {*HEAVY, "pydantic", "yaml", "pyarrow"}
 
 
+@pytest.mark.slow
 def test_reading_processes_of_the_service_do_not_wait_for_what_trains():
     code = (
         "import sys, mbt_core.serve.reading; sys.exit(' '.join({'lightning_fabric', 'torchmetrics'} & {*sys.modules}))"

@@ -153,6 +153,7 @@ def test_a_study_of_nothing_is_refused(flags, tmp_path, empty):
     assert "no value is given" in done.err
 
 
+@pytest.mark.slow
 def test_transfer_from_an_earlier_run(flags, tmp_path):
     assert mbt("train", *flags, "--out", tmp_path / "run").code == 0
     study = ["transfer", "--init", f"none,{tmp_path / 'run'}", "--tune", "head", "--fractions", "1", *flags]

@@ -27,6 +27,7 @@ def run_read_only(name):
         assert done.code == 0, f"{name}:{command.line}: {command.text}\n{done.err}"
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_trained_accelerometer(run_page, tmp_path, monkeypatch):
     page = run_page("writing-a-plugin.md")
     assert page.names["run"].results["top1"] > 0.9
@@ -63,6 +64,7 @@ def test_a_fusion_strategy(run_page, tmp_path):
     run_read_only("writing-a-fusion-strategy.md")
 
 
+@pytest.mark.slow
 def test_a_data_set(run_page, tmp_path):
     page = run_page("writing-a-dataset.md")
     assert mbt.load("runs/gait").results["top1"] > 0.9

@@ -51,16 +51,6 @@ def device(*arguments):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
 
 
-def test_some_sections_on_a_processor(tmp_path):
-    only = ("kinds", "processes", "step")
-    done = device("--device", "cpu", "--tiny", "--peak-tflops", 2, "--json", tmp_path / "table.json", "--only", *only)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert {row["section"] for row in rows} == {"machine", *only}
-    assert not any(row["ok"] is False for row in rows)
-    assert all(row["ok"] for row in rows if row["section"] in ("kinds", "processes"))
-
-
 @pytest.mark.slow
 def test_the_whole_table_on_a_processor(tmp_path):
     done = device("--device", "cpu", "--tiny", "--peak-tflops", 2, "--json", tmp_path / "table.json")

@@ -234,9 +234,9 @@ def test_a_reading_process_fails_once_while_training(demo, unbroken, tmp_path, f
 
 
 @pytest.mark.parametrize(("command", "number"), [
-    ("eval", signal.SIGSTOP),
+    ("eval", signal.SIGKILL),
     ("predict", signal.SIGKILL),
-    pytest.param("eval", signal.SIGKILL, marks=pytest.mark.slow),
+    pytest.param("eval", signal.SIGSTOP, marks=pytest.mark.slow),
     pytest.param("predict", signal.SIGSTOP, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_reading_processes_fail_while_evaluating(run, demo, tmp_path, fatal, command, number):

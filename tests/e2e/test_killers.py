@@ -141,6 +141,7 @@ def test_auto_fields_are_filled_without_them(demo, tmp_path, deadly, nothing_lef
     assert (stats["failed"], stats["rows"]) == (1, 27)
 
 
+@pytest.mark.slow
 def test_eval_and_embed(run, demo, tmp_path, deadly, nothing_left):
     names = ["kills.mp4", "starves.mp4"]
     data = manifest_with(demo, tmp_path / "data", names, "test")

@@ -26,6 +26,7 @@ def with_arrays(demo, tmp_path):
     return write_csv(tmp_path / "three.csv", rows)
 
 
+@pytest.mark.slow
 def test_a_third_modality_trains_with_the_two(toys, with_arrays, tmp_path):
     """Registered through the public hook only; its channels are found in the data."""
     sets = [x for s in tiny_sets("rgb,audio", "modalities.alpha.channels=auto") for x in ("--set", s)]

@@ -125,6 +125,7 @@ class Snapshot(Listener):
         self.taken.append(name)
 
 
+@pytest.mark.slow
 def test_goes_on_from_wherever_it_was_killed(demo, unbroken, tmp_path):
     """Copies of the folder at every event; the state is saved after every step (and after every evaluation)."""
     snapshot = Snapshot(tmp_path)

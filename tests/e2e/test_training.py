@@ -138,6 +138,7 @@ def test_frozen_parts_stay(demo, tmp_path):
     assert changed == {name for name in weights(run) if name.startswith("head.classifiers")}
 
 
+@pytest.mark.slow
 def test_learning_is_seen_in_the_loss(labelled, tmp_path):
     """120 steps learn three shapes by heart."""
     run = tiny_run(labelled(lambda shape, sound: shape), tmp_path / "run", "train.steps=120", "train.lr=0.003",
@@ -293,6 +294,7 @@ def test_bad_clips_of_val_and_test(labelled, tmp_path):
     assert sorted(found) == sorted([rows[27]["id"], rows[36]["id"]])
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(demo, tmp_path):
     sets = ("train.optimizer=sgd", "train.lr=1e30", "train.clip_grad=null", "train.warmup=0", "train.steps=20")
     done = mbt("train", "--data", demo, "--modalities", "rgb", "--out", tmp_path / "run", "-q",

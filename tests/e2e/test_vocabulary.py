@@ -42,6 +42,7 @@ class Stop(Listener):
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_a_moved_run_goes_on_and_answers_without_the_original_file(experiment, tmp_path):
     whole = mbt.train(experiment, tmp_path / "whole")
     with pytest.raises(Interrupted):

@@ -145,6 +145,7 @@ class TestFlawed(ConformanceTests):
 """
 
 
+@pytest.mark.slow
 def test_the_suite_is_a_pytest_plugin(tmp_path):
     (tmp_path / "test_author.py").write_text(AUTHOR)
     command = [

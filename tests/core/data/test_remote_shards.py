@@ -172,6 +172,7 @@ def test_other_labels_of_the_same_files_are_copied_anew(folder, server, tmp_path
         assert read(f"{server.url}/shards").row(0).labels == {"label": label}
 
 
+@pytest.mark.slow
 def test_decoded_clips_of_shards_elsewhere_are_kept(folder, server, tmp_path):
     there = read(f"{server.url}/shards")
     expected = batches(there)

@@ -51,6 +51,7 @@ def check(path, model, names, batch):
         np.testing.assert_allclose(found[name], x.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
 
 
+@pytest.mark.slow
 def test_onnx_with_padding_and_a_subset(tmp_path):
     """gamma is padded: its length is as free as the batch. Its file goes with the model."""
     (tmp_path / "words.txt").write_text("one two")

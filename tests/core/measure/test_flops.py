@@ -90,6 +90,7 @@ def test_counting_draws_no_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_over_fusion_layers():
     config = config_of("self-attention", 3)
     curves = over_layers(config)

@@ -124,6 +124,7 @@ def test_a_pattern_of_one_strategy_does_not_stop_the_others():
         list(bench(experiment_of("bottleneck", 2, freeze=["wrong"]), device=CPU, seconds=0.0))
 
 
+@pytest.mark.slow
 def test_every_strategy_is_measured():
     costs = list(bench(experiment_of("cross-attention", 2), device=CPU, batch_size=2, seconds=0.0))
     assert costs[0].strategy == "cross-attention"

@@ -235,6 +235,7 @@ def test_reading_that_fails_is_an_error(tmp_path):
         clip.frames([1.1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_hundreds_of_files_leave_nothing_open(mp4):
     def read(count: int) -> None:

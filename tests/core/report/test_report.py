@@ -45,7 +45,7 @@ def drawn(monkeypatch, toys):
     def beta(self, sample, relevance):
         if float(sample[0, 0, 0]) == 99:
             raise RuntimeError("beta cannot <draw> this")
-        return Picture([np.full((3000, 2000, 3), 60, np.uint8)], html="<b>marked up</b>")
+        return Picture([np.full((1200, 800, 3), 60, np.uint8)], html="<b>marked up</b>")
 
     monkeypatch.setattr(Alpha, "draw", alpha)
     monkeypatch.setattr(Beta, "draw", beta)
@@ -356,6 +356,7 @@ def log_of(steps, val):
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+@pytest.mark.slow
 def test_a_short_run_has_numbers_in_place_of_empty_panels(tmp_path):
     target, logits = single()
     run = make_run(tmp_path / "run", {"classes": 5}, {"label": target}, {"label": logits})

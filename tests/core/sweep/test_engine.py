@@ -66,6 +66,7 @@ def test_interrupted_and_resumed_it_loses_nothing(tmp_path):
     assert run(tmp_path / "broken", cells)[1] == []
 
 
+@pytest.mark.slow
 def test_a_seed_added_later_trains_only_what_is_missing(tmp_path):
     flags = make_flags(tmp_path)
     before, _ = run(tmp_path / "out", layers(flags))
@@ -249,6 +250,7 @@ def test_cells_share_the_decoded_clips(tmp_path, monkeypatch):
     assert len(made) == 2
 
 
+@pytest.mark.slow
 def test_a_smaller_share_uses_the_larger_ones_clips(tmp_path, monkeypatch):
     made = []
     choose = engine.Cache.choose
