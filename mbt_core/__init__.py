@@ -21,6 +21,7 @@ _WHERE = {
     "DataError": "errors",
     "registry": "plugins",
     "ModalityConfig": "schema",
+    "PatchedConfig": "schema",
     "Modality": "modality",
     "ModalityCard": "modality",
     "Picture": "modality",
@@ -29,6 +30,8 @@ _WHERE = {
     "Tokens": "tokens",
     "Tokenizer": "tokens",
     "PatchTokenizer": "patch",
+    "ConvTokenizer": "conv_stem",
+    "make_tokenizer": "conv_stem",
     "MBTConfig": "config",
     "ModelConfig": "config",
     "Experiment": "config",
@@ -47,6 +50,7 @@ __all__ = [
     "Clip",
     "CommandSpec",
     "ConfigError",
+    "ConvTokenizer",
     "DataError",
     "DatasetSpec",
     "Experiment",
@@ -61,6 +65,7 @@ __all__ = [
     "ModalitySpec",
     "ModelConfig",
     "PatchTokenizer",
+    "PatchedConfig",
     "Picture",
     "Prediction",
     "RecipeSpec",
@@ -71,6 +76,7 @@ __all__ = [
     "build",
     "hookimpl",
     "load",
+    "make_tokenizer",
     "registry",
     "train",
     "write_report",
@@ -78,6 +84,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mbt_core.config import Experiment, MBTConfig, ModelConfig
+    from mbt_core.conv_stem import ConvTokenizer, make_tokenizer
     from mbt_core.errors import ConfigError, DataError, MBTError
     from mbt_core.hookspecs import (
         CommandSpec,
@@ -96,7 +103,7 @@ if TYPE_CHECKING:
     from mbt_core.pretrained import build
     from mbt_core.report.write import write_report
     from mbt_core.run import Run, load, train
-    from mbt_core.schema import ModalityConfig
+    from mbt_core.schema import ModalityConfig, PatchedConfig
     from mbt_core.tokens import Tokenizer, Tokens
 
 

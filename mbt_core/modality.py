@@ -204,7 +204,7 @@ class Modality(ABC):
         """A ViT's patch kernel and bias made to fit this tokenizer: its new state, by key.
 
         The default serves any `PatchTokenizer`: the kernel is resized, inflated and folded (`mbt_core.kernels`).
-        Another kind of tokenizer stays fresh.
+        Another kind of tokenizer stays fresh; a `ConvTokenizer` is refused before (`mbt_core.pretrained`).
         """
         with torch.device("meta"):
             tokenizer = self.tokenizer(vit.dim)

@@ -21,6 +21,7 @@ from pydantic import (
 from mbt_core.errors import ConfigError, nearest
 
 Auto = Literal["auto"]
+Stem = Literal["patch", "conv"]
 Side = Annotated[PositiveInt, Field(le=8192)]
 Sides = Side | tuple[Side, Side]
 Count = Annotated[PositiveInt, Field(le=1_000_000)]
@@ -78,7 +79,15 @@ class Scale(StrictModel):
         return self
 
 
-class PictureConfig(ModalityConfig):
+class PatchedConfig(ModalityConfig):
+    """What every kind has whose input is cut into patches."""
+
+    stem: Stem = "patch"
+    """``patch``: each patch is projected linearly (ViT); ``conv``: strided convolutions down to one token per patch,
+    which learn more from few clips. Weights of a pre-trained ViT need ``patch``."""
+
+
+class PictureConfig(PatchedConfig):
     """What every kind has whose input is pictures, scaled, cropped and cut into patches."""
 
     size: Sides = 224

@@ -72,6 +72,9 @@ class FusionConfig(StrictModel):
     """``normal``: N(0, 0.02), the paper; ``positions``: a pre-trained ViT's position embeddings, the reference."""
     eval_bottlenecks: bool = True
     """False: evaluation runs every stream alone, without exchange (the reference's ``test_with_bottlenecks``)."""
+    exchange_drop: float = Field(0.0, ge=0, lt=1)
+    """Share of a training batch whose streams exchange nothing: each learns from its own modality alone, and is good
+    alone at test time, while none is left out as by ``train.modality_dropout``."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further keywords for a strategy of a plugin."""
 

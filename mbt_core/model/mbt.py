@@ -276,7 +276,10 @@ class MBT(nn.Module):
     ) -> Prediction:
         """Runs the blocks from layer `start` (at most `first_fused`, or the depth: none), and the head."""
         records: list[LayerRecord] | None = [] if return_intermediates else None
-        last = self.run_layers(embedded, present, range(start, self.backbone.depth), records)
+        if self.training and self.config.fusion.exchange_drop > 0 and len(embedded) > 1:
+            last = self._with_exchange_dropped(embedded, present, start)
+        else:
+            last = self.run_layers(embedded, present, range(start, self.backbone.depth), records)
         streams, masks = {name: t.x for name, t in last.items()}, {name: t.mask for name, t in last.items()}
         out = self.head(streams, masks, present, self.prefix)
         single = self.config.head.tasks is None
@@ -288,6 +291,31 @@ class MBT(nn.Module):
             out.modality_embeddings,
             records,
         )
+
+    def _with_exchange_dropped(
+        self, embedded: Mapping[str, Tokens], present: Mapping[str, Tensor] | None, start: int
+    ) -> dict[str, Tokens]:
+        """Runs the layers from `start` on, the fused ones stream by stream for the first examples of the batch.
+
+        Batches are shuffled: so these are random ones. How many is `exchange_drop` in expectation; one example at least
+        exchanges, so that the strategy's own parameters are part of every step.
+        """
+        batch = next(iter(embedded.values())).x.shape[0]
+        dropped = self.config.fusion.exchange_drop * batch + float(torch.rand(()))
+        count = min(int(dropped), batch - 1)
+        if count == 0:
+            return self.run_layers(embedded, present, range(start, self.backbone.depth))
+        first, alone = self.first_fused, dict[str, Tokens]()
+        lower = self.run_layers(embedded, present, range(start, first))
+        fused = range(max(start, first), self.backbone.depth)
+        for name, tokens in lower.items():
+            alone |= self.run_layers({name: _rows(tokens, slice(count))}, None, fused)
+        rest = slice(count, None)
+        others = None if present is None else {name: values[rest] for name, values in present.items()}
+        exchanged = self.run_layers({name: _rows(tokens, rest) for name, tokens in lower.items()}, others, fused)
+        return {
+            name: Tokens(torch.cat((alone[name].x, exchanged[name].x)), tokens.mask) for name, tokens in lower.items()
+        }
 
     @property
     def prefix(self) -> int:
@@ -416,6 +444,10 @@ def run_alone(
 ) -> dict[str, Tensor]:
     """One layer without exchange."""
     return {n: blocks[n](x, mask=masks[n], record=recorder(record, n)) for n, x in streams.items()}
+
+
+def _rows(tokens: Tokens, rows: slice) -> Tokens:
+    return Tokens(tokens.x[rows], None if tokens.mask is None else tokens.mask[rows])
 
 
 def _checkpointed(block: nn.Module) -> Callable[..., Tensor]:

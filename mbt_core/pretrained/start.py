@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mbt_core.conv_stem import ConvTokenizer
 from mbt_core.errors import ConfigError
 from mbt_core.kernels import VitWeights
 from mbt_core.modality import Modality
@@ -148,6 +149,11 @@ def _of(vit: VitWeights, prefix: str, target: str) -> State:
 def _fill_stream(model: MBT, name: str, vit: VitWeights, reference: bool, state: State, notes: dict[str, Note]) -> None:
     stream, modality, prefix = cast(Stream, model.streams[name]), model.modalities[name], f"streams.{name}"
     own = stream.tokenizer.state_dict()
+    if isinstance(stream.tokenizer, ConvTokenizer) and "patch_embed.proj.weight" in vit.state:
+        raise ConfigError(
+            f"modalities.{name}.stem: 'conv' has no patch embedding for the weights of {vit.source} "
+            f"(model.pretrained); set modalities.{name}.stem=patch, or leave the pre-trained weights out"
+        )
     if vit.tokenizer is not None:
         fits = {k: v.shape for k, v in vit.tokenizer.items()} == {k: v.shape for k, v in own.items()}
         tokenizer = dict(vit.tokenizer) if fits else {}

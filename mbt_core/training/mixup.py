@@ -1,7 +1,8 @@
 """Mixup of embedded tokens with the reversed batch (arXiv 1710.09412; partner and weights as in the reference).
 
-For a linear patch embedding, mixing tokens before class token and positions equals mixing the inputs; for other
-kinds (text) it is the only way that is defined.
+For a linear patch embedding, mixing tokens before class token and positions equals mixing the inputs. Behind a
+convolutional stem it does not: there the embeddings are mixed (manifold mixup, arXiv 1806.05236). For other kinds
+(text) it is the only way that is defined.
 
 Shapes: B batch, N tokens, D width, C classes.
 """

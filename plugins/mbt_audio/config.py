@@ -7,13 +7,13 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig, check_sample
+from mbt_core.schema import Auto, PatchedConfig, check_sample
 
 FRAME_RATE = 100
 """Spectrogram frames a second."""
 
 
-class AudioConfig(ModalityConfig):
+class AudioConfig(PatchedConfig):
     """Sound as a log-mel spectrogram; the defaults are the paper's input. Masks are off unless asked for."""
 
     kind: str = "audio"

@@ -16,7 +16,7 @@ from torch.nn import functional
 from torchaudio.functional import melscale_fbanks
 
 from mbt_audio.config import FRAME_RATE, AudioConfig
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Picture, Window
+from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
 from mbt_core.picture import colours, overlay, spread
@@ -139,9 +139,9 @@ class Audio(Modality):
     def preprocessor(self) -> AudioPreprocessor:
         return AudioPreprocessor(self.config)
 
-    def tokenizer(self, dim: int) -> PatchTokenizer:
+    def tokenizer(self, dim: int) -> Tokenizer:
         config = self.config
-        return PatchTokenizer(config.channels, (config.frames, config.mel_bins), config.patch, dim)
+        return make_tokenizer(config.stem, config.channels, (config.frames, config.mel_bins), config.patch, dim)
 
     def draw(self, sample: Any, relevance: np.ndarray | None) -> Picture:
         """The spectrogram as the model gets it: time to the right, low frequencies at the bottom."""

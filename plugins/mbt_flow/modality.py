@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Picture, Window
+from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
 from mbt_core.picture import overlay, spread
@@ -165,10 +165,10 @@ class Flow(Modality):
     def preprocessor(self) -> nn.Module:
         return FlowPreprocessor(self.config.deviation)
 
-    def tokenizer(self, dim: int) -> PatchTokenizer:
+    def tokenizer(self, dim: int) -> Tokenizer:
         config = self.config
         size, patch = (config.frames, *config.sides), (config.tubelet, *config.patch_sides)
-        return PatchTokenizer(2, size, patch, dim)
+        return make_tokenizer(config.stem, 2, size, patch, dim)
 
     def draw(self, sample: Any, relevance: np.ndarray | None) -> Picture:
         """A strip of at most 8 fields, and all as an animation: hue is direction, saturation length."""

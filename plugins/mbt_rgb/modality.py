@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Picture, Tokenizer, Window
+from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
 from mbt_core.errors import DataError
 from mbt_core.kernels import VitWeights, adapt_kernel
 from mbt_core.media import MediaError
@@ -198,11 +198,13 @@ class Rgb(Modality):
         size = (config.length, *config.sides)
         if config.sample_frames is not None:
             return SampledFramesTokenizer(size, config.patch_sides, config.sample_frames, dim)
-        return PatchTokenizer(3, size, (config.tubelet, *config.patch_sides), dim)
+        return make_tokenizer(config.stem, 3, size, (config.tubelet, *config.patch_sides), dim)
 
     def adapt(self, vit: VitWeights) -> dict[str, Tensor]:
         """See `Modality.adapt`; a tubelet's kernel is inflated as `inflate` says."""
         config = self.config
+        if config.stem != "patch":
+            return super().adapt(vit)
         patch = config.patch_sides if config.sample_frames is not None else (config.tubelet, *config.patch_sides)
         return adapt_kernel(vit, 3, patch, self.image_statistics, config.inflate)
 

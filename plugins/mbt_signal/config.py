@@ -7,13 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig, check_sample
+from mbt_core.schema import Auto, PatchedConfig, check_sample
 
 Statistic = float | list[float]
 SPECTROGRAM_FIELDS = ("fft", "hop", "log_mean", "log_std")
 
 
-class SignalConfig(ModalityConfig):
+class SignalConfig(PatchedConfig):
     """A multichannel time series (IMU, ECG, EEG, radar, any sensor), as patches in time or as a log-spectrogram.
 
     What is ``auto`` is filled from the training data, so that no setting is needed. Augmentation is off unless asked

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Picture, Window
+from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
 from mbt_core.picture import colours, overlay, spread
@@ -148,8 +148,9 @@ class Signal(Modality):
     def preprocessor(self) -> nn.Module:
         return _log_spectrogram(self.config) if self.config.view == "spectrogram" else nn.Identity()
 
-    def tokenizer(self, dim: int) -> PatchTokenizer:
-        return PatchTokenizer(self.config.known("channels"), self.config.size, self.config.patches, dim)
+    def tokenizer(self, dim: int) -> Tokenizer:
+        config = self.config
+        return make_tokenizer(config.stem, config.known("channels"), config.size, config.patches, dim)
 
     def draw(self, sample: Any, relevance: np.ndarray | None) -> Picture:
         """A curve per channel over a shaded ground, or a spectrogram per channel; time to the right."""

@@ -18,6 +18,7 @@ FLOORS = (
     {"remote"},
     {"hookspecs", "media", "picture", "schema", "tokens"},
     {"builtin", "kernels", "page", "patch", "plugins"},
+    {"conv_stem"},
     {"config", "modality", "settings"},
     {"attached", "data"},
     {"recipes"},

@@ -24,7 +24,10 @@ def skip_if_not_installed(kind: str) -> None:
         pytest.skip(f"{', '.join(missing(spec))} not installed")
 
 
-@pytest.mark.parametrize(("kind", "settings"), [*((kind, {}) for kind in KINDS), *OTHER_SETTINGS])
+STEMS = [(kind, {"stem": "conv"}) for kind in KINDS if "stem" in registry().config_class(kind).model_fields]
+
+
+@pytest.mark.parametrize(("kind", "settings"), [*((kind, {}) for kind in KINDS), *OTHER_SETTINGS, *STEMS])
 def test_conformance(kind, settings):
     skip_if_not_installed(kind)
     assert [(r.check, r.message) for r in check_kind(kind, settings) if r.status != "ok"] == []

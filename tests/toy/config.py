@@ -4,10 +4,10 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.schema import Auto, ModalityConfig, PatchedConfig
 
 
-class AlphaConfig(ModalityConfig):
+class AlphaConfig(PatchedConfig):
     """A series of fixed length."""
 
     kind: str = "alpha"
@@ -27,7 +27,7 @@ class FrozenConfig(AlphaConfig):
     """The kind of modality."""
 
 
-class BetaConfig(ModalityConfig):
+class BetaConfig(PatchedConfig):
     """A picture of fixed size."""
 
     kind: str = "beta"

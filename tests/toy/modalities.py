@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mbt_core import Clip, Modality, ModalityCard, PatchTokenizer, Tokenizer, Tokens, Window
+from mbt_core import Clip, Modality, ModalityCard, Tokenizer, Tokens, Window, make_tokenizer
 
 
 class Alpha(Modality):
@@ -37,7 +37,8 @@ class Alpha(Modality):
         return nn.Identity()
 
     def tokenizer(self, dim: int) -> Tokenizer:
-        return PatchTokenizer(self.config.channels, (self.config.samples,), (self.config.patch,), dim)
+        config = self.config
+        return make_tokenizer(config.stem, config.channels, (config.samples,), (config.patch,), dim)
 
 
 class Beta(Modality):
@@ -56,7 +57,7 @@ class Beta(Modality):
         return nn.Identity()
 
     def tokenizer(self, dim: int) -> Tokenizer:
-        return PatchTokenizer(1, self.config.size, self.config.patch, dim)
+        return make_tokenizer(self.config.stem, 1, self.config.size, self.config.patch, dim)
 
 
 class Gamma(Modality):

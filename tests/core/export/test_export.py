@@ -182,6 +182,7 @@ def test_every_strategy_and_pool(tmp_path, strategy, pool):
     {"fusion": {"eval_bottlenecks": False}},
     {"backbone": {"qk_norm": True, "registers": 2, "layer_scale": 0.1, "pre_norm": True}},
     {"head": {"shared": False, "representation": 6}},
+    {"modalities": {"alpha": {"stem": "conv"}, "beta": {"stem": "conv"}}},
 ], ids=str)  # fmt: skip
 def test_options_of_the_model(tmp_path, over):
     model = build("bottleneck", 3, **over)
