@@ -67,6 +67,12 @@ COUNTERS = frozenset(
         "ns",
         "unnamed",
         "0",
+        "time",
+        "fine",  # SampleTimeFine, as Xsens writes it
+        "zeit",
+        "temps",
+        "tiempo",
+        "tempo",
     )
 )
 """A column is an index or a time if it rises all the time and its name has no words but these, or there is none."""

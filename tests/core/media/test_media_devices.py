@@ -142,6 +142,16 @@ DEVICES = {
     "a separator too many in the names": ("x,y,\n1,2\n3,4\n", {"x": [1, 3], "y": [2, 4]}, []),
     "units": ("time [s],ax,ay\ns,m/s2,m/s2\n0,1,2\n1,2,3\n", {"ax": [1, 2], "ay": [2, 3]}, ["line 2", "time [s]"]),
     "parts of a date": ("Year,Month,Day,Hour,hr\n2020,1,1,23,60\n2020,1,1,23,61\n", {"hr": [60, 61]}, ["Year", "Month", "Day", "Hour"]),
+    "xsens dot": (
+        "PacketCounter,SampleTimeFine,Acc_X,Acc_Y\n0,2147483,0.5,9.5\n1,2164150,0.25,9.75\n2,2180817,0.5,9.5\n",
+        {"Acc_X": [0.5, 0.25, 0.5], "Acc_Y": [9.5, 9.75, 9.5]},
+        ["PacketCounter", "SampleTimeFine"],
+    ),
+    "in german": (
+        "Zeit [s];Kraft [N]\n0,0;1,5\n0,1;2,5\n0,2;1,5\n",
+        {"Kraft [N]": [1.5, 2.5, 1.5]},
+        ["Zeit [s]"],
+    ),
 }  # fmt: skip
 
 
@@ -171,6 +181,7 @@ def test_empatica_says_its_rate():
         "reaction time,x\n0.31,1\n0.28,2\n0.35,1\n0.30,2\n",  # falls as often as it rises
         "T,x\n25.0,1\n25.0,2\n25.1,1\n",  # a temperature
         "time,x\n3,1\n2,1\n1,1\n",
+        "tempo,x\n120,1\n118,2\n121,3\n119,1\n",  # beats a minute
         "uv index,x\n0,1\n0,2\n1,3\n1,1\n",
         "step,x\n1,1\n2,2\n3,3\n4,1\n",
     ],
@@ -205,8 +216,8 @@ def test_tables_that_cannot_be_told(content, message):
 
 
 def test_a_header_in_another_encoding():
-    clip = Clip("Zeit,Temp (°C)\n1,20.5\n2,21\n".encode("cp1252"), "a.csv")
-    assert clip.columns == ("Zeit", "Temp (°C)")
+    clip = Clip("Höhe,Temp (°C)\n1,20.5\n2,21\n".encode("cp1252"), "a.csv")
+    assert clip.columns == ("Höhe", "Temp (°C)")
 
 
 def test_names_of_parquet_columns_count_as_in_csv_files(tmp_path):
