@@ -85,7 +85,7 @@ def find_cut(model: MBT, config: TrainConfig) -> int | None:
             "train.cache_lower: model.patch_drop leaves out tokens before the first layer, in every step others; set "
             "model.patch_drop=0, or train.cache_lower=false"
         )
-    constant = fusion.eval_bottlenecks and not _any(config.modality_dropout)
+    constant = fusion.eval_bottlenecks and not fusion.exchange_drop and not _any(config.modality_dropout)
     return depth if constant and all(name.startswith("head.") for name in trained) else fusion.layer
 
 

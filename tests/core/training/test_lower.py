@@ -226,6 +226,7 @@ def test_where_the_cut_is():
     assert cut(tune="head", modality_dropout=0.1) == 1
     assert cut(tune="head", modality_dropout={"alpha": 0.1}) == 1
     assert cut(tune="head", fusion={"eval_bottlenecks": False}) == 1
+    assert cut(tune="head", fusion={"exchange_drop": 0.5}) == 1
     assert cut(tune="fused", fusion={"layer": 3}) == 3
     assert cut(tune="all", freeze=["streams.*", "blocks.*.0.*"]) == 1
     assert cut(tune="fused", model={"patch_drop": {"alpha": 0.0}}) == 1
