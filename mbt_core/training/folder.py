@@ -179,6 +179,12 @@ class RunFolder:
             differing = [part for part in differing if part in ("rows", "classes") or part.startswith("split ")]
         return [_change(part, before.get(part, ""), now.get(part, "")) for part in differing]
 
+    def rows(self, split: str) -> int | None:
+        """How many rows a split had when the run began; None: not known."""
+        with suppress(DataError, AttributeError, ValueError):
+            return int(read_json(self.state / FINGERPRINT).get(f"split {split}", "").partition(" ")[0])
+        return None
+
     def clean(self) -> None:
         """Removes what a killed process left half written."""
         for left in [*self.path.glob(".*.tmp"), *self.state.glob(".*.tmp")]:
