@@ -85,7 +85,8 @@ def train(
         from mbt_cli.folds import train_folds
 
         several = {"--devices": devices > 1, "--nodes": nodes > 1, "--parallel": parallel != "ddp"}
-        _refuse_with_folds(several | {"--show-init": show_init, "--accept-changed-data": accept_changed_data})
+        own = {f"--set {text}": text.partition("=")[0].strip() in ("data.folds", "data.fold") for text in sets or ()}
+        _refuse_with_folds(several | own | {"--show-init": show_init, "--accept-changed-data": accept_changed_data})
         _folder(out, resume, settings)
         train_folds(folds, out, resume, assembled, device, quiet)
         return
@@ -201,7 +202,7 @@ def _refuse_with_folds(given: Mapping[str, bool]) -> None:
     from mbt_core.errors import ConfigError
 
     if flags := [flag for flag, is_given in given.items() if is_given]:
-        raise ConfigError(f"--folds trains run by run, in one process; leave out {', '.join(flags)}")
+        raise ConfigError(f"--folds trains every fold, one after another in one process; leave out {', '.join(flags)}")
 
 
 def _show_init(report: InitReport) -> None:

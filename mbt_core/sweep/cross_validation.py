@@ -238,9 +238,9 @@ def _in_words(found: CrossValidation) -> str:
             parts.append(text)
     of = f"{done} folds" if done == len(found.results) else f"{done} of {len(found.results)} folds"
     return (
-        f"{'; '.join(parts)}. Mean over {of}, each scored on the rows that it was not trained on, with the last "
-        "weights: no row chose the weights that it scores. The interval is Student's t over the folds; they share "
-        "training rows, so it is approximate."
+        f"{'; '.join(parts)}. Mean over {of}, each scored on the rows that it was not trained on. It is the last "
+        "weights that are scored: the best ones would have been chosen by these very rows. The interval is Student's t "
+        "over the folds; as they share training rows, it is approximate."
     )
 
 

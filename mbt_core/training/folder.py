@@ -200,7 +200,9 @@ class RunFolder:
         if not self.path.is_dir():
             raise ConfigError(f"{self.path}: no such run folder")
         if not self.config_file.is_file():
-            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+            runs = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
+            below = f"; runs in it: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{below}")
         tree = find_attached(read_yaml(self.config_file), self.path)
         if isinstance(tree.get("data"), dict):  # of a version that held out no test rows: it has trained on them
             tree["data"].setdefault("test_fraction", 0.0)
