@@ -102,9 +102,9 @@ def train(
         folder = folder or RunFolder.named(Path("runs"), name)
     from mbt_core.run import Hardware
 
-    given = Hardware(device, devices, nodes, parallel)
+    hardware = Hardware(device, devices, nodes, parallel)
     try:
-        _run(experiment, folder, goes_on, given, first and not quiet, show_init, accept_changed_data)
+        _run(experiment, folder, goes_on, hardware, first and not quiet, show_init, accept_changed_data)
     finally:
         if out is None and resume is None:
             folder.release()
@@ -198,10 +198,10 @@ def _folder(out: Path | None, resume: Path | None, settings: Mapping[str, object
     return RunFolder(resume), True
 
 
-def _refuse_with_folds(given: Mapping[str, bool]) -> None:
+def _refuse_with_folds(used: Mapping[str, bool]) -> None:
     from mbt_core.errors import ConfigError
 
-    if flags := [flag for flag, is_given in given.items() if is_given]:
+    if flags := [flag for flag, is_used in used.items() if is_used]:
         raise ConfigError(f"--folds trains every fold, one after another in one process; leave out {', '.join(flags)}")
 
 

@@ -89,8 +89,8 @@ class Folds(Sweep):
         if progress is None or not self.is_done(cell):
             return Result(cell, "unfinished" if folder.config_file.exists() else "missing")
         experiment = folder.experiment()
-        places = {split: evaluated(folder.path, split) for split in (VAL, TEST)}
-        scored = {split: score(place, experiment.model.head) for split, place in places.items() if place is not None}
+        folders = {split: evaluated(folder.path, split) for split in (VAL, TEST)}
+        scored = {split: score(path, experiment.model.head) for split, path in folders.items() if path is not None}
         return FoldResult(
             cell,
             "finished",

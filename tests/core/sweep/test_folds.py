@@ -15,7 +15,7 @@ import mbt_core.sweep.engine as engine
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.table import FILE as PREDICTIONS
 from mbt_core.run import load, train
-from mbt_core.sweep.cross_validation import CrossValidation, cross_validate, gather, report
+from mbt_core.sweep.cross_validation import CrossValidation, Score, cross_validate, gather, report
 from mbt_core.sweep.folds import FoldResult, Folds, Scored, begin, in_folds
 from mbt_core.sweep.grid import Cell, Flags
 from mbt_core.sweep.results import Result
@@ -67,10 +67,10 @@ def test_every_row_is_scored_once_by_the_fold_that_has_not_seen_it(tmp_path, mon
     made, choose = [], engine.Cache.choose
     monkeypatch.setattr(engine.Cache, "choose", lambda *given: made.append(choose(*given)) or made[-1])
     experiment, out = make_flags(tmp_path).experiment(), tmp_path / "cv"
-    found = mbt_core.cross_validate(experiment, 2, out)
+    outcome = mbt_core.cross_validate(experiment, 2, out)
     assert len(made) == 1  # the folds share the decoded clips
     runs = [load(out / f"fold{number}") for number in range(2)]
-    assert [run.path for run in found.runs] == [run.path for run in runs]
+    assert [run.path for run in outcome.runs] == [run.path for run in runs]
     table = pq.read_table(out / PREDICTIONS).to_pylist()
     labels = {row["id"]: row["label"] for row in rows_of(tmp_path) if row["split"] != "test"}
     assert sorted(row["id"] for row in table) == sorted(labels)
@@ -79,16 +79,16 @@ def test_every_row_is_scored_once_by_the_fold_that_has_not_seen_it(tmp_path, mon
         assert [row["id"] for row in mine] == [run._manifest(None).row(i).id for i in run._manifest(None).rows("val")]
         assert sorted(labels[row["id"]] for row in mine) == ["c0"] * 6 + ["c1"] * 6
         right = statistics.fmean(np.argmax(row["logits"]) == row["target"] for row in mine)
-        assert found.results[number].metrics["top1"] == pytest.approx(right)
+        assert outcome.results[number].metrics["top1"] == pytest.approx(right)
         _, again = run.evaluate(split="val")
-        assert next(iter(again.values())).metrics() == found.results[number].scored["val"].metrics
-        assert run.results == found.results[number].scored["test"].metrics
-    values = [result.metrics["top1[beta]"] for result in found.results]
-    score = found.scores()["top1[beta]"]
+        assert next(iter(again.values())).metrics() == outcome.results[number].scored["val"].metrics
+        assert run.results == outcome.results[number].scored["test"].metrics
+    values = [result.metrics["top1[beta]"] for result in outcome.results]
+    score = outcome.scores()["top1[beta]"]
     assert (score.values, score.mean) == (tuple(values), pytest.approx(statistics.fmean(values)))
-    assert found.pooled.examples == 24
-    assert found.pooled.metrics["top1"] == pytest.approx(found.scores()["top1"].mean)  # of folds of one size
-    assert found.scores("test").keys() == found.scores().keys()
+    assert outcome.pooled.examples == 24
+    assert outcome.pooled.metrics["top1"] == pytest.approx(outcome.scores()["top1"].mean)  # of folds of one size
+    assert outcome.scores("test").keys() == outcome.scores().keys()
 
     document = json.loads((out / "results.json").read_text())
     assert [fold["splits"]["test"]["examples"] for fold in document["folds"]] == [8, 8]
@@ -126,15 +126,15 @@ def test_what_the_data_fill_is_of_the_training_rows_alone(tmp_path):
     for number, row in enumerate(rows):
         row["label"] = str(1000 + number**2)
     write_rows(tmp_path, rows)
-    found = cross_validate(flags.experiment(), 2, tmp_path / "cv")
+    outcome = cross_validate(flags.experiment(), 2, tmp_path / "cv")
     numbers = {row["id"]: float(row["label"]) for row in rows if row["split"] != "test"}
     table = pq.read_table(tmp_path / "cv" / PREDICTIONS).to_pylist()
-    for fold, run in enumerate(found.runs):
+    for fold, run in enumerate(outcome.runs):
         seen = [numbers[row["id"]] for row in table if row["fold"] != fold]
         assert run.experiment.model.head.scales["label"].mean == [pytest.approx(statistics.fmean(seen))]
     # the unit of each fold's loss is another one
-    assert {"r2", "rmse"} <= found.pooled.metrics.keys()
-    assert "loss" not in found.pooled.metrics
+    assert {"r2", "rmse"} <= outcome.pooled.metrics.keys()
+    assert "loss" not in outcome.pooled.metrics
 
 
 def test_interrupted_and_resumed_it_comes_to_the_same(tmp_path):
@@ -172,13 +172,13 @@ def test_a_failing_fold_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
         return train(experiment, *rest, **options)
 
     monkeypatch.setattr(engine, "train", failing)
-    found = cross_validate(make_flags(tmp_path).experiment(), 2, tmp_path / "cv")
-    assert [(result.status, result.error) for result in found.results] == [
+    outcome = cross_validate(make_flags(tmp_path).experiment(), 2, tmp_path / "cv")
+    assert [(result.status, result.error) for result in outcome.results] == [
         ("failed", "the loss is nan"),
         ("finished", ""),
     ]
-    assert found.pooled is None
-    assert len(found.scores()["top1"].values) == 1
+    assert outcome.pooled is None
+    assert len(outcome.scores()["top1"].values) == 1
     assert not (tmp_path / "cv" / PREDICTIONS).exists()
     text = (tmp_path / "cv/results.md").read_text()
     assert "Mean over 1 of 2 folds" in text
@@ -195,16 +195,17 @@ def test_the_interval_is_student_s_t(tmp_path):
 
     values = (0.8, 0.9, 0.7)
     results = [*map(finished, range(3), values), Result(Cell("fold3", {"fold": "3"}, 0, Flags(), None))]
-    found = CrossValidation(tmp_path, results)
-    # 0.8 +- 4.303 * 0.1 / sqrt(3)
-    assert found.scores()["top1"].interval == (pytest.approx(0.55157, abs=1e-4), pytest.approx(1.04843, abs=1e-4))
-    assert found.scores()["top1[alpha]"].values == (0.5, 0.5)  # a fold that has none says nothing
+    outcome = CrossValidation(tmp_path, results)
+    # 0.8 +- 4.303 * 0.1 / sqrt(3), and of a share no more than 1
+    assert outcome.scores()["top1"].interval == (pytest.approx(0.55157, abs=1e-4), 1.0)
+    assert Score(values).interval[1] == pytest.approx(1.04843, abs=1e-4)
+    assert outcome.scores()["top1[alpha]"].values == (0.5, 0.5)  # a fold that has none says nothing
     names, rows = next(iter(report(tmp_path, results, "t", "").tables.values()))
     assert names == ["fold", "examples", "top1", "top1[alpha]"]
     assert rows[3:] == [
         ["3", "missing", "", ""],
         ["mean", "", "0.8000", "0.5000"],
-        ["95 % interval", "", "0.5516 to 1.0484", "0.5000 to 0.5000"],
+        ["95 % interval", "", "0.5516 to 1.0000", "0.5000 to 0.5000"],
     ]
     assert report(tmp_path, results[3:], "t", "").tables == {}
 
