@@ -158,7 +158,7 @@ def monitored(experiment: Experiment) -> str:
     if chosen in ("auto", LAST):
         return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
     sources = experiment.modalities if experiment.model.pool != "mean-joint" else ()
-    known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else []), LAST]
+    known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else [])]
     if chosen not in known:
         raise ConfigError(f"train.monitor: {unknown('metric', chosen, known)}")
     return chosen
