@@ -39,6 +39,7 @@ _WHERE = {
     "MBT": "model",
     "Prediction": "model",
     "build": "pretrained",
+    "cross_validate": "sweep.cross_validation",
     "Run": "run",
     "load": "run",
     "train": "run",
@@ -74,6 +75,7 @@ __all__ = [
     "Tokens",
     "Window",
     "build",
+    "cross_validate",
     "hookimpl",
     "load",
     "make_tokenizer",
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
     from mbt_core.report.write import write_report
     from mbt_core.run import Run, load, train
     from mbt_core.schema import ModalityConfig, PatchedConfig
+    from mbt_core.sweep.cross_validation import cross_validate
     from mbt_core.tokens import Tokenizer, Tokens
 
 

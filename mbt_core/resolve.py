@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mbt_core.config import DEFAULT_TASK, DataConfig, Experiment
+from mbt_core.config.training import LAST
 from mbt_core.data.check import channel_notes, fit_modalities
 from mbt_core.data.instances import sharing
 from mbt_core.data.labels import are_measures, as_regression
@@ -152,9 +153,9 @@ def with_mean(metrics: dict[str, float], experiment: Experiment) -> dict[str, fl
 
 
 def monitored(experiment: Experiment) -> str:
-    """The metric that chooses the best weights. Raises `ConfigError` for one that there is not."""
+    """The metric that chooses the best weights, or would. Raises `ConfigError` for one that there is not."""
     head, chosen = experiment.model.head, experiment.train.monitor
-    if chosen == "auto":
+    if chosen in ("auto", LAST):
         return "mean" if head.tasks is not None else MAIN[head.kind_of(DEFAULT_TASK)]
     sources = experiment.modalities if experiment.model.pool != "mean-joint" else ()
     known = [*metric_names(head, sources), *(["mean"] if head.tasks is not None else [])]

@@ -15,6 +15,7 @@ import torch
 
 from mbt_core.card import model_card
 from mbt_core.config import Experiment
+from mbt_core.config.training import LAST
 from mbt_core.data.cache import Cache
 from mbt_core.data.collate import Preprocess
 from mbt_core.data.instances import require_one_file, require_own_files
@@ -373,9 +374,8 @@ def _train(
         compile_blocks(model)
     monitor = monitored(experiment)  # a wrong name is told even where there is no val to use it on
     assert isinstance(config.batch_size, int)
-    plan = make_plan(
-        config, len(manifest.usable(TRAIN)), config.batch_size, monitor if VAL in manifest.splits else None
-    )
+    chooses = VAL in manifest.splits and config.monitor != LAST
+    plan = make_plan(config, len(manifest.usable(TRAIN)), config.batch_size, monitor if chooses else None)
     lower: Lower | None = None
     cache: Cache | None = None
     if layer is None:
@@ -404,7 +404,7 @@ def _train(
         Preprocess(model.modalities) if layer is None else Restore(),
         plan,
         listener,
-        (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if plan.monitor else None,
+        (lambda check: with_mean(evaluated(VAL, 1, check), experiment)) if VAL in manifest.splits else None,
         lambda row: manifest.row(row).id,
         losses[TRAIN],
         layer,

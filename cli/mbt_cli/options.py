@@ -36,6 +36,14 @@ ResumeOption = Annotated[
 AcceptChangedDataOption = Annotated[
     bool, typer.Option("--accept-changed-data", help="With --resume: go on though the data have changed.")
 ]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Cross-validation: so many runs, each scored on rows that it was not trained on.",
+        min=2,
+        show_default=False,
+    ),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 MaxMissingOption = Annotated[
     float | None,

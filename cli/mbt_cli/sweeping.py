@@ -22,7 +22,9 @@ Finish = Callable[[Path, Sequence[Result], str, str, bool], Report]
 
 
 class Bar(Progress):
-    """The bar of one cell's training, without its lines."""
+    """The bar of one cell's training, without its lines; of the first one with what is to be known of the data."""
+
+    talks = False
 
     def run_start(self, folder: Path, config: Mapping[str, Any], step: int, steps: int) -> None:
         self.steps = steps
@@ -34,7 +36,9 @@ class Bar(Progress):
 
     def epoch(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
-    def message(self, text: str) -> None: ...
+    def message(self, text: str) -> None:
+        if self.talks:
+            super().message(text)
 
     def stop(self) -> None:
         """Takes the bar away, also of a training that failed."""
@@ -51,6 +55,7 @@ class Lines(Watcher):
 
     def cell_start(self, cell: Cell, number: int, total: int) -> Sequence[Listener]:
         self.number, self.total, self.cell_begun = number, total, time.monotonic()
+        self.bar.talks = number == 1
         return [] if self.quiet else [self.bar]
 
     def cell_end(self, result: Result) -> None:
@@ -72,6 +77,19 @@ def clock(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def require_one_process() -> None:
+    """Raises `ConfigError` if a launcher has started several."""
+    from mbt_core.errors import ConfigError
+    from mbt_core.training.launch import place
+
+    if place().world > 1:
+        raise ConfigError(
+            "a sweep trains cell by cell, each in one process; a launcher has started several that belong together: "
+            "start it without, as often as you like at a time, or give the launcher a command that trains one cell "
+            "(mbt compare --dry-run prints them; of folds: mbt train --recipe OUT/folds.yaml --set data.fold=I)"
+        )
+
+
 def run_sweep(
     sweep: Sweep, title: str, finish: Finish, *, device: str, dry_run: bool, as_json: bool, quiet: bool
 ) -> None:
@@ -79,15 +97,9 @@ def run_sweep(
 
     Exits with 1 if a cell failed, as an interrupted run if it was.
     """
-    from mbt_core.errors import ConfigError
     from mbt_core.training.folder import command_line
-    from mbt_core.training.launch import place
 
-    if place().world > 1:
-        raise ConfigError(
-            "a sweep trains cell by cell, each in one process; a launcher has started several that belong together: "
-            "start it without, as often as you like at a time, or give the launcher a command that --dry-run prints"
-        )
+    require_one_process()
     if dry_run:
         commands = sweep.commands()
         if as_json:
@@ -102,14 +114,14 @@ def run_sweep(
 
     total, todo = len(sweep.cells), len(sweep.todo())
     if not quiet:
-        note(f"{total} cells, {total - todo} finished already; results in {sweep.out}")
+        note(f"{total} {sweep.unit}, {total - todo} finished already; results in {sweep.out}")
     lines = Lines(quiet, lambda: save(figure=False))
     try:
         sweep.run(device, lines)
     except (Interrupted, KeyboardInterrupt) as stop:
         lines.bar.stop()
         save()
-        fail("interrupted; the same command goes on with it", getattr(stop, "exit_code", 130))
+        fail(f"interrupted; {sweep.again} goes on with it", getattr(stop, "exit_code", 130))
     report = save()
     failed = [result for result in sweep.results() if result.status == "failed"]
     if as_json:
@@ -124,4 +136,4 @@ def run_sweep(
         note("written: " + ", ".join(map(str, report.files)))
     if failed:
         reasons = "".join(f"\n  {result.cell.name}: {result.error}" for result in failed)
-        fail(f"{len(failed)} of {total} cells failed (the same command tries them again):{reasons}", 1)
+        fail(f"{len(failed)} of {total} {sweep.unit} failed ({sweep.again} tries them again):{reasons}", 1)

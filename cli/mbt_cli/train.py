@@ -14,6 +14,7 @@ from mbt_cli.options import (
     CacheLowerOption,
     DataOption,
     DeviceOption,
+    FoldsOption,
     ModalitiesOption,
     QuietOption,
     RecipeOption,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from mbt_core.config import Experiment
     from mbt_core.pretrained import InitReport
-    from mbt_core.run import Run
+    from mbt_core.run import Hardware, Run
     from mbt_core.training.folder import RunFolder
 
 
@@ -51,6 +52,7 @@ def train(
     tune: TuneOption = None,
     cache_lower: CacheLowerOption = False,
     accept_changed_data: AcceptChangedDataOption = False,
+    folds: FoldsOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model on your media files or a benchmark.
@@ -60,7 +62,7 @@ def train(
     from mbt_core.errors import ConfigError
     from mbt_core.recipes import assemble
     from mbt_core.remote import ask_for
-    from mbt_core.training.folder import RunFolder, command_line
+    from mbt_core.training.folder import RunFolder
     from mbt_core.training.launch import place
 
     if parallel not in ("ddp", "fsdp"):
@@ -69,35 +71,70 @@ def train(
         raise ConfigError("--accept-changed-data is for a run that goes on; give --resume RUN")
     first = place().rank == 0  # the others of several processes stay silent
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, not in C++ frames
-    settings = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets, "--tune": tune}
-    folder, goes_on = _folder(out, resume, {**settings, "--precision": precision, "--cache-lower": cache_lower})
+    settings: dict[str, object] = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets}
+    settings |= {"--tune": tune, "--precision": precision, "--cache-lower": cache_lower}
+    flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
+
+    def assembled() -> tuple[str, Experiment]:
+        experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
+        if first and not quiet:
+            _announce(chosen.name, experiment)
+        return f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}", experiment
+
+    if folds is not None or (resume is not None and (resume / "folds.yaml").is_file()):
+        from mbt_cli.folds import train_folds
+
+        several = {"--devices": devices > 1, "--nodes": nodes > 1, "--parallel": parallel != "ddp"}
+        own = {f"--set {text}": text.partition("=")[0].strip() in ("data.folds", "data.fold") for text in sets or ()}
+        _refuse_with_folds(several | own | {"--show-init": show_init, "--accept-changed-data": accept_changed_data})
+        _folder(out, resume, settings)
+        train_folds(folds, out, resume, assembled, device, quiet)
+        return
+    folder, goes_on = _folder(out, resume, settings)
     if folder is not None and goes_on:
         experiment = folder.experiment()
         if data is not None:  # with --out: what is configured counts, but the user has named this
             ask_for(data)
     else:
-        flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
-        experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
-        name = f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}"
+        if folder is not None:
+            folder.check_unused()
+        name, experiment = assembled()
         folder = folder or RunFolder.named(Path("runs"), name)
-        folder.check_unused()
-        if first and not quiet:
-            _announce(chosen.name, experiment)
-    from mbt_cli.progress import Progress
     from mbt_core.run import Hardware
+
+    hardware = Hardware(device, devices, nodes, parallel)
+    try:
+        _run(experiment, folder, goes_on, hardware, first and not quiet, show_init, accept_changed_data)
+    finally:
+        if out is None and resume is None:
+            folder.release()
+
+
+def _run(
+    experiment: Experiment,
+    folder: RunFolder,
+    resume: bool,
+    hardware: Hardware,
+    talks: bool,
+    show_init: bool,
+    accept_changed_data: bool,
+) -> None:
+    """Trains, and shows the results; `talks`: with progress."""
+    from mbt_cli.progress import Progress
     from mbt_core.run import train as run_training
+    from mbt_core.training.folder import command_line
+    from mbt_core.training.launch import place
     from mbt_core.training.loop import Interrupted
     from mbt_core.training.state import read_progress
 
-    progress, before = Progress(), read_progress(folder.state)
-    finished = goes_on and before is not None and before.finished
+    progress, before, first = Progress(), read_progress(folder.state), place().rank == 0
     try:
         run = run_training(
             experiment,
             folder.path,
-            resume=goes_on,
-            hardware=Hardware(device, devices, nodes, parallel),
-            listeners=[progress] if first and not quiet else [],
+            resume=resume,
+            hardware=hardware,
+            listeners=[progress] if talks else [],
             command=command_line(),
             show_init=_show_init if show_init else None,
             accept_changed_data=accept_changed_data,
@@ -108,10 +145,9 @@ def train(
         fail(f"interrupted; go on with: mbt train --resume {folder.path}", stop.exit_code)
     finally:
         progress.close()
-        if out is None and resume is None:
-            folder.release()
     if first:
-        _leave(run, quiet, report=not finished)
+        finished = resume and before is not None and before.finished
+        _leave(run, not talks, report=not finished)
 
 
 def _announce(recipe: str, experiment: Experiment) -> None:
@@ -160,6 +196,13 @@ def _folder(out: Path | None, resume: Path | None, settings: Mapping[str, object
             f"there yet: --out {resume} --resume {resume}"
         )
     return RunFolder(resume), True
+
+
+def _refuse_with_folds(used: Mapping[str, bool]) -> None:
+    from mbt_core.errors import ConfigError
+
+    if flags := [flag for flag, is_used in used.items() if is_used]:
+        raise ConfigError(f"--folds trains every fold, one after another in one process; leave out {', '.join(flags)}")
 
 
 def _show_init(report: InitReport) -> None:

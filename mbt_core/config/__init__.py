@@ -308,7 +308,8 @@ class DataConfig(StrictModel):
     group: str | None = None
     """A column whose values must not straddle splits (speaker, patient, recording)."""
     folds: int | None = Field(None, ge=2)
-    """Cross-validation: number of folds of the training rows."""
+    """Cross-validation: number of folds of the train and val rows, about the same share of each class in all of them;
+    spans of one file, and rows of one `group`, stay together. `mbt train --folds` trains them all."""
     fold: int = Field(0, ge=0)
     """Which fold is val, of `folds`."""
     fraction: float = Field(1.0, gt=0, le=1)

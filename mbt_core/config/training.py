@@ -12,6 +12,8 @@ from mbt_core.schema import Auto, StrictModel
 
 NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
+LAST = "last"
+"""In place of a metric that chooses the best weights: the last ones are taken."""
 
 
 class TrainConfig(StrictModel):
@@ -68,7 +70,7 @@ class TrainConfig(StrictModel):
     """Steps between evaluations on val; ``auto``: an epoch, at most 20 in a run."""
     monitor: str | Auto = "auto"
     """Metric that chooses the best weights, of equal ones those with the lower loss; ``auto``: mAP or top1, mean over
-    tasks."""
+    tasks; ``last``: none does, the last weights are taken, and val only shows how the training went."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without improvement after which training stops."""
     save_every: float = Field(60.0, gt=0)
@@ -103,6 +105,15 @@ class TrainConfig(StrictModel):
     @model_validator(mode="after")
     def _rates(self) -> TrainConfig:
         check_rates(self.modality_dropout, "train.modality_dropout")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_wait_for(self) -> TrainConfig:
+        if self.patience is not None and self.monitor == LAST:
+            raise ConfigError(
+                f"train.patience: {self.patience} evaluations without improvement of what? train.monitor is {LAST}; "
+                "name a metric there, or leave patience out"
+            )
         return self
 
     @model_validator(mode="after")

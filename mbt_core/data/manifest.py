@@ -179,7 +179,7 @@ class Manifest:
         if unsplit and config.folds is None and config.test_fraction:
             given = _held_out(task_classes(encoded, kinds), groups, sources, ids, config)
             config = config.model_copy(update={"val_fraction": 0.0})
-        splits = _splits(given, ids, encoded, groups, config)
+        splits = _splits(given, ids, encoded, groups, sources, config)
         manifest = cls(path, root, dict(reads), labels, splits, config.confine, ids, sources, start, end)
         manifest._fps, manifest.groups, manifest.unsplit = read_rates(table, reads, path), groups, unsplit
         for split in (TRAIN, VAL):
@@ -466,15 +466,27 @@ def _of_the_same_files(sources: Mapping[str, SourceColumns], ids: pa.LargeString
     return Groups(codes, ids.take(pa.array(by_id[first])).to_pylist())
 
 
+def _in_folds(
+    given: Splits, sources: Mapping[str, SourceColumns], ids: pa.LargeStringArray, folds: int
+) -> Groups | None:
+    """Spans of one file stay together in folds, unless there are fewer files than folds; None: each row by itself."""
+    rows = given.get(TRAIN, np.zeros(0, np.int64))
+    groups = _of_the_same_files(sources, ids)
+    return groups if folds <= len(np.unique(groups.codes[rows])) < len(rows) else None
+
+
 def _splits(
     given: Splits,
     ids: pa.LargeStringArray,
     encoded: Mapping[str, tuple[np.ndarray, list[str]]],
     groups: Groups | None,
+    sources: Mapping[str, SourceColumns],
     config: DataConfig,
 ) -> Splits:
     if groups is not None and config.group is not None:
         check_groups(given, groups, config.group)
+    if groups is None and config.folds is not None:
+        groups = _in_folds(given, sources, ids, config.folds)
     strata = next((codes for codes, _ in encoded.values()), np.zeros(len(ids), np.int32))
     needs_ids = config.folds is not None or config.fraction < 1 or (VAL not in given and groups is None)
     return make_splits(given, ids.to_pylist() if needs_ids else (), strata, groups, config)

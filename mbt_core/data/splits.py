@@ -122,7 +122,8 @@ def _held_out(rows: np.ndarray, ids: Sequence[str], groups: Groups | None, fract
 
 
 def _folds(rows: np.ndarray, ids: Sequence[str], strata: np.ndarray, groups: Groups | None, folds: int) -> np.ndarray:
-    """Fold of each row, [N]. Rows are dealt in turn, class by class; groups go to the smallest fold, largest first."""
+    """Fold of each row, [N]. Rows are dealt in turn, class by class. Groups go, the largest first, to the fold that has
+    least of their classes and fewest rows."""
     if groups is None:
         _at_least(folds, len(rows), "rows")
         fold = np.empty(len(rows), np.int64)
@@ -131,10 +132,16 @@ def _folds(rows: np.ndarray, ids: Sequence[str], strata: np.ndarray, groups: Gro
     used, members, sizes = np.unique(groups.codes[rows], return_inverse=True, return_counts=True)
     _at_least(folds, len(used), "groups")
     keys = unit_hash([groups.names[i] for i in used], "fold")
-    filled, fold_of = np.zeros(folds, np.int64), np.empty(len(used), np.int64)
+    _, stratum, of_stratum = np.unique(strata[rows], return_inverse=True, return_counts=True)
+    strata_of = np.split(stratum[np.argsort(members, kind="stable")], np.cumsum(sizes)[:-1])
+    filled, size = np.zeros((folds, len(of_stratum))), np.zeros(folds)
+    fold_of = np.empty(len(used), np.int64)
     for group in np.lexsort((keys, -sizes)):
-        fold_of[group] = filled.argmin()
-        filled[fold_of[group]] += sizes[group]
+        present, counts = np.unique(strata_of[group], return_counts=True)
+        share = filled[:, present] / of_stratum[present] @ counts / sizes[group]
+        fold = fold_of[group] = (share + size / len(rows)).argmin()
+        filled[fold, present] += counts
+        size[fold] += sizes[group]
     return fold_of[members]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,25 @@ class Predictions:
     classes: dict[str, list[str]]
     about: About
     found: Evaluation
+
+
+def counted(folder: Path) -> tuple[str, int]:
+    """The split that was evaluated, and how many of its rows could be read. Raises `DataError` if it cannot be told."""
+    path = folder / FILE
+    try:
+        table = read_parquet(path, ["split", "error"])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:300]}") from None
+    return (table["split"][0].as_py() if len(table) else ""), table["error"].null_count
+
+
+def evaluated(run: Path, split: str) -> Path | None:
+    """The folder that has a run's own evaluation of one of its splits; None: there is none."""
+    for folder in (run / f"{PREFIX}{_name(split)}", run):
+        with suppress(DataError):
+            if counted(folder)[0] == split:
+                return folder
+    return None
 
 
 def read_about(folder: Path) -> About:

@@ -20,7 +20,7 @@ from mbt_core.data.source import open_manifest
 from mbt_core.errors import ConfigError, InUseError, MBTError
 from mbt_core.modality import Modality
 from mbt_core.resolve import make_modalities
-from mbt_core.run import Hardware, train
+from mbt_core.run import Hardware, Run, train
 from mbt_core.sweep.grid import Cell
 from mbt_core.sweep.results import Result, is_finished, read_result
 from mbt_core.training.events import Listener
@@ -53,7 +53,14 @@ class Sweep:
 
     Raises:
         ConfigError: if `out` holds a cell of this name that was trained with other settings, or on other data.
+
+    Attributes:
+        unit: what its cells are, for people.
+        again: what goes on with it, for people.
     """
+
+    unit = "cells"
+    again = "the same command"
 
     def __init__(self, out: Path, cells: Sequence[Cell]) -> None:
         self.out, self.cells = out, cells
@@ -71,12 +78,20 @@ class Sweep:
         """What the cell's folder tells, and why its training failed, if it did."""
         if cell.name in self._finished:
             return self._finished[cell.name]
-        found, error = read_result(cell, self.folder(cell)), self._errors.get(cell.name)
+        found, error = self.read(cell), self._errors.get(cell.name)
         if cell.name in self._elsewhere and found.status != "finished":
             return replace(found, status="running elsewhere")
         if found.status == "finished":
             self._finished[cell.name] = found
         return replace(found, status="failed", error=error) if error and found.status != "finished" else found
+
+    def read(self, cell: Cell) -> Result:
+        """What the cell's folder tells."""
+        return read_result(cell, self.folder(cell))
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether nothing of the cell is left to do."""
+        return is_finished(self.folder(cell))
 
     def results(self) -> list[Result]:
         """Of every cell, in the order of the grid."""
@@ -84,7 +99,7 @@ class Sweep:
 
     def todo(self) -> list[Cell]:
         """Cells that are not finished."""
-        return [cell for cell in self.cells if not is_finished(self.folder(cell))]
+        return [cell for cell in self.cells if not self.is_done(cell)]
 
     def commands(self) -> list[str]:
         """One ``mbt train`` per cell that is not finished; what they leave is picked up by the next call."""
@@ -104,9 +119,8 @@ class Sweep:
             self._errors.pop(cell.name, None)
             self._elsewhere.discard(cell.name)
             try:
-                train(
-                    cell.experiment,
-                    folder.path,
+                self.train(
+                    cell,
                     resume=folder.config_file.exists(),
                     hardware=hardware,
                     listeners=listeners,
@@ -129,6 +143,10 @@ class Sweep:
                 torch.cuda.empty_cache()
             watcher.cell_end(self.result(cell))
         return self.results()
+
+    def train(self, cell: Cell, **options: Any) -> Run:
+        """Trains one cell; `options` as of `mbt_core.run.train`."""
+        return train(cell.experiment, self.folder(cell).path, **options)
 
     def _command(self, cell: Cell) -> str:
         folder = self.folder(cell)

@@ -38,7 +38,7 @@ def comparison(out: Path, results: Sequence[Result], title: str, command: str, f
     rows = summarise(results)
     tables = {title: columns(rows)}
     report = Report(tables, "", {"out": str(out), **document(results, rows)})
-    _write(out, results, report, title, command)
+    write(out, results, report, title, command)
     if figure and any(row.count for row in rows):
         report.files.extend(plot.save(plot.comparison(rows, title), out, "results"))
     return report
@@ -71,20 +71,23 @@ def study(out: Path, results: Sequence[Result], title: str, command: str, figure
     tables = {title: columns(rows), "against the baseline": (names, against)}
     known = {"out": str(out), **document(results, rows), "effects": effects, "verdict": words}
     report = Report(tables, words, known)
-    _write(out, results, report, title, command)
+    write(out, results, report, title, command)
     if figure and any(row.count for row in rows):
         report.files.extend(plot.save(plot.transfer(results, rows, title, transfer.NAMES), out, "results"))
     return report
 
 
-def _write(out: Path, results: Sequence[Result], report: Report, title: str, command: str) -> None:
+def write(out: Path, results: Sequence[Result], report: Report, title: str, command: str, unit: str = "cells") -> None:
+    """Writes the table of all results and the page, and adds them to the report's files."""
     parts = [f"# {title}\n\n`{command}`\n"]
     parts += [f"\n{report.text}\n"] if report.text else []
-    parts += [f"\n{markdown_table(*table)}" for table in report.tables.values() if table[1]]
+    for name, table in report.tables.items():
+        heading = f"\n## {name}\n" if name != title else ""
+        parts += [f"{heading}\n{markdown_table(*table)}"] if table[1] else []
     failed = [f"- `{r.cell.name}`: {r.error}\n" for r in results if r.status == "failed"]
     parts += ["\nFailed:\n\n", *failed] if failed else []
     left = sum(r.status in ("missing", "unfinished", "running elsewhere") for r in results)
-    parts += [f"\n{left} of {len(results)} cells are not finished yet.\n"] if left else []
+    parts += [f"\n{left} of {len(results)} {unit} are not finished yet.\n"] if left else []
     text = "".join(parts)
     write_csv(out / "results.csv", results)
     write_atomically(out / "results.md", lambda path: path.write_text(text, encoding="utf-8"))

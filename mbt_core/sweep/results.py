@@ -6,12 +6,15 @@ import csv
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from mbt_core.config import Experiment
+from mbt_core.errors import DataError
+from mbt_core.evaluate.table import counted
 from mbt_core.files import write_atomically
 from mbt_core.resolve import MAIN, monitored
 from mbt_core.sweep.cost import Cost, cost_of
@@ -35,6 +38,7 @@ class Result:
         error: why it failed.
         steps: of the optimiser.
         split: of the metrics: ``test``, or ``val`` where there is no test split.
+        examples: how many rows they are of; None: not known.
         metrics: of the best weights.
         main: the metrics that judge it, one per task.
         clips_per_second: of training, median over the logged steps.
@@ -49,6 +53,7 @@ class Result:
     error: str = ""
     steps: int = 0
     split: str = ""
+    examples: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     main: tuple[str, ...] = ()
     clips_per_second: float | None = None
@@ -76,6 +81,7 @@ class Row:
     Args:
         labels: axis -> label.
         count: finished seeds.
+        examples: how many rows were evaluated: the fewest and the most over the seeds; None: not known.
         mean, std: of each main metric; the deviation (of a sample) is NaN for one seed.
         score: mean and deviation of `Result.score`; None: nothing to judge by.
         cost: of the model.
@@ -84,6 +90,7 @@ class Row:
 
     labels: Mapping[str, str]
     count: int
+    examples: tuple[int, int] | None
     mean: Mapping[str, float]
     std: Mapping[str, float]
     score: tuple[float, float] | None
@@ -125,6 +132,7 @@ def read_result(cell: Cell, folder: RunFolder) -> Result:
         "finished",
         steps=progress.step,
         split=split if metrics else "",
+        examples=_examples(folder, split) if metrics else None,
         metrics=metrics,
         main=main_metrics(experiment),
         clips_per_second=statistics.median(speeds) if speeds else None,
@@ -137,6 +145,15 @@ def read_result(cell: Cell, folder: RunFolder) -> Result:
         curve_name=curve_name,
         folder=folder,
     )
+
+
+def _examples(folder: RunFolder, split: str) -> int | None:
+    """Rows that were evaluated; of val, of which no predictions are left, also those that could not be read."""
+    with suppress(DataError):
+        evaluated, count = counted(folder.path)
+        if evaluated == split:
+            return count
+    return folder.rows(split)
 
 
 def summarise(results: Iterable[Result]) -> list[Row]:
@@ -153,9 +170,11 @@ def _row(labels: Mapping[str, str], found: Sequence[Result]) -> Row:
     values = {n: v for n, v in values.items() if v}
     scores = [r.score for r in found if r.score is not None]
     speeds = [r.clips_per_second for r in found if r.clips_per_second]
+    examples = [r.examples for r in found if r.examples is not None]
     return Row(
         labels,
         len(found),
+        (min(examples), max(examples)) if examples else None,
         {n: statistics.fmean(v) for n, v in values.items()},
         {n: _deviation(v) for n, v in values.items()},
         (statistics.fmean(scores), _deviation(scores)) if scores else None,
@@ -173,11 +192,12 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """A table for people: names of the columns, and the cells' texts."""
     axes = list(rows[0].labels) if rows else []
     metrics = list(dict.fromkeys(name for row in rows for name in row.mean))
-    names = [*map(short, axes), *metrics, "seeds", "GFLOPs", "M parameters", "clips/s"]
+    names = [*map(short, axes), *metrics, "examples", "seeds", "GFLOPs", "M parameters", "clips/s"]
     return names, [
         [
             *row.labels.values(),
             *(_plus_minus(row.mean.get(name), row.std.get(name)) for name in metrics),
+            "-".join(map(str, dict.fromkeys(row.examples or ()))),
             str(row.count),
             f"{row.cost.gflops:.3g}" if row.cost else "",
             f"{row.cost.parameters / 1e6:.3g}" if row.cost else "",
@@ -203,7 +223,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
     """One line per cell, with every metric, fused and per modality."""
     axes = list(results[0].cell.labels) if results else []
     metrics = list(dict.fromkeys(name for result in results for name in result.metrics))
-    fixed = ["seed", "status", "steps", "split", "gflops", "parameters", "clips_per_second"]
+    fixed = ["seed", "status", "steps", "split", "examples", "gflops", "parameters", "clips_per_second"]
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -211,7 +231,7 @@ def write_csv(path: Path, results: Sequence[Result]) -> None:
             writer.writerow([*axes, *fixed, *metrics, "error", "folder"])
             for r in results:
                 cost = (r.cost.gflops, r.cost.parameters) if r.cost else ("", "")
-                known = (r.cell.seed, r.status, r.steps, r.split, *cost, r.clips_per_second)
+                known = (r.cell.seed, r.status, r.steps, r.split, r.examples, *cost, r.clips_per_second)
                 values = (r.metrics.get(name, "") for name in metrics)
                 writer.writerow([*r.cell.labels.values(), *known, *values, r.error, r.cell.name])
 
@@ -225,7 +245,8 @@ def document(results: Sequence[Result], rows: Sequence[Row]) -> dict[str, Any]:
             {
                 "name": r.cell.name,
                 **{"labels": dict(r.cell.labels), "seed": r.cell.seed, "status": r.status, "error": r.error},
-                **{"steps": r.steps, "split": r.split, "metrics": dict(r.metrics)},
+                **{"steps": r.steps, "split": r.split, "examples": r.examples},
+                "metrics": dict(r.metrics),
                 "clips_per_second": r.clips_per_second,
             }
             for r in results

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from mbt_core.config import BackboneConfig
 from mbt_core.errors import ConfigError
@@ -14,6 +14,7 @@ from mbt_core.kernels import VitWeights
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.sources import open_source
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
+from mbt_core.sweep.interval import half_width, t_quantile
 from mbt_core.sweep.left_out import standard_error
 from mbt_core.sweep.results import Result
 
@@ -23,8 +24,6 @@ INIT, TUNE, FRACTION = "init", "tune", "fraction"
 NAMES = {name: name for name in (INIT, TUNE, FRACTION)}
 EVALUATIONS = 5
 """Of a training whose number of steps is given."""
-T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-"""Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +199,7 @@ class Effect:
         n = len(self.differences)
         if n < 2:
             return None
-        half = t_quantile(n - 1) * stdev(self.differences) / math.sqrt(n)
+        half = half_width(self.differences)
         if self.left_out:
             half = math.hypot(half, t_quantile(len(self.left_out) - 1) * standard_error(self.left_out))
         return self.mean - half, self.mean + half
@@ -222,15 +221,6 @@ class Effect:
 
 def _signed(value: float) -> str:
     return f"{round(value, 3) + 0.0:+.3f}"  # no negative zero
-
-
-def t_quantile(freedom: int) -> float:
-    """Quantile 0.975 of Student's t; above 10 by its expansion (Abramowitz and Stegun 26.7.5), within 0.001."""
-    if freedom <= len(T_975):
-        return T_975[freedom - 1]
-    z = 1.959964
-    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
 
 
 def effects(results: Sequence[Result]) -> list[Effect]:

@@ -179,6 +179,12 @@ class RunFolder:
             differing = [part for part in differing if part in ("rows", "classes") or part.startswith("split ")]
         return [_change(part, before.get(part, ""), now.get(part, "")) for part in differing]
 
+    def rows(self, split: str) -> int | None:
+        """How many rows a split had when the run began; None: not known."""
+        with suppress(DataError, AttributeError, ValueError):
+            return int(read_json(self.state / FINGERPRINT).get(f"split {split}", "").partition(" ")[0])
+        return None
+
     def clean(self) -> None:
         """Removes what a killed process left half written."""
         for left in [*self.path.glob(".*.tmp"), *self.state.glob(".*.tmp")]:
@@ -194,7 +200,9 @@ class RunFolder:
         if not self.path.is_dir():
             raise ConfigError(f"{self.path}: no such run folder")
         if not self.config_file.is_file():
-            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml")
+            runs = sorted(path.parent.name for path in self.path.glob("*/config.yaml"))
+            below = f"; runs in it: {', '.join(runs[:5])}{', ...' if len(runs) > 5 else ''}" if runs else ""
+            raise ConfigError(f"{self.path} is no run folder: it has no config.yaml{below}")
         tree = find_attached(read_yaml(self.config_file), self.path)
         if isinstance(tree.get("data"), dict):  # of a version that held out no test rows: it has trained on them
             tree["data"].setdefault("test_fraction", 0.0)

@@ -293,10 +293,12 @@ class Trainer:
         due = step > 0 and (step == self.plan.steps or step % self.plan.eval_every == 0)
         if not due or progress.evaluated == step:
             return False
-        if self.validate is not None and self.plan.monitor is not None:
+        metrics: Mapping[str, float] = {}
+        if self.validate is not None:
             self.wrapped.eval()
             metrics = self.validate(self._check_interrupted)
             self.listener.epoch(step, metrics)
+        if self.plan.monitor is not None:
             self._keep_if_best(gain(self.plan.monitor, metrics), metrics.get("loss", math.nan))
         else:
             progress.best_step = step

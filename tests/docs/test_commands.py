@@ -69,7 +69,7 @@ def test_the_commands_of_pages_with_tests_of_their_own_are_run():
 
 
 def small(words):
-    """A command with settings for size in front of its own, which win, and with fewer cells of a sweep."""
+    """A command with settings for size in front of its own, which win, and with fewer cells or folds of a sweep."""
     command = words[0]
     given = [words[i + 1] for i, word in enumerate(words) if word == "--set"]
     if command not in ("train", "compare", "transfer") or "--resume" in words:
@@ -82,6 +82,7 @@ def small(words):
         sets += [f"modalities.{name}.{setting}" for setting in SIZES[kind or name]]
     more = [word for setting in sets for word in ("--set", setting)]
     fewer = {"compare": ["--seeds", "1"], "transfer": ["--seeds", "1", "--fractions", "1"]}.get(command, [])
+    fewer += ["--folds", "2"] if "--folds" in words else []
     return [command, *more, *words[1:], *fewer]
 
 

@@ -49,4 +49,5 @@ def result(labels: dict[str, str], seed: int, score: float | None, **more: objec
     if score is None:
         return Result(cell)
     known = {"steps": 6, "split": "test", "metrics": {"top1": score, "top1[alpha]": 0.5}, "main": ("top1",)}
-    return Result(cell, "finished", **known, clips_per_second=100.0, cost=Cost(2.5, 10**6), **more)  # type: ignore[arg-type]
+    known |= {"examples": 8, "clips_per_second": 100.0, "cost": Cost(2.5, 10**6), **more}
+    return Result(cell, "finished", **known)  # type: ignore[arg-type]

@@ -111,6 +111,31 @@ def test_folds_by_group(tmp_path: Path) -> None:
     assert not {groups[i] for i in folds[0].splits["val"]} & {groups[i] for i in folds[1].splits["val"]}
 
 
+def test_folds_by_group_keep_the_classes(tmp_path: Path) -> None:
+    """Patients, most of them healthy: by their size alone a fold could get all of the others."""
+    ill, sizes_of = [i % 3 == 0 for i in range(30)], [2 + i % 5 for i in range(30)]
+    people = [i for i in range(30) for _ in range(sizes_of[i])]
+    columns = {"g": [f"p{i}" for i in people], "label": ["ill" if ill[i] else "well" for i in people]}
+    count = len(people)
+    found = [manifest(tmp_path, count, columns=columns, group="g", folds=5, fold=k) for k in range(5)]
+    assert sum(sizes(f)["val"] for f in found) == count
+    assert all(abs(sizes(f)["val"] - count / 5) <= 4 for f in found)
+    each = np.array([f.class_counts("label", "val") for f in found])
+    assert (each.max(0) - each.min(0) <= 4).all()
+    assert (each > 0).all()
+
+
+def test_spans_of_one_file_are_in_one_fold_if_there_are_files_enough(tmp_path: Path) -> None:
+    spans = {"start": [str(i // 10) for i in range(40)], "end": [str(i // 10 + 1) for i in range(40)]}
+    columns = {**spans, "p": [f"{i % 10}.mp4" for i in range(40)]}
+    found = [manifest(tmp_path, 40, columns=columns, folds=5, fold=k) for k in range(5)]
+    files = [{columns["p"][i] for i in f.splits["val"]} for f in found]
+    assert [len(names) for names in files] == [2] * 5
+    assert set.union(*files) == set(columns["p"])
+    long = [manifest(tmp_path, 40, columns={**spans, "p": ["long.mp4"] * 40}, folds=5, fold=k) for k in range(5)]
+    assert [sizes(f)["val"] for f in long] == [8] * 5
+
+
 def test_more_folds_than_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"data\.folds: 5 folds of 4 training rows; expected at most 4"):
         manifest(tmp_path, 4, folds=5)

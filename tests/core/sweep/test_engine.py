@@ -83,6 +83,7 @@ def test_a_seed_added_later_trains_only_what_is_missing(tmp_path):
 def test_results_hold_what_the_figures_need(tmp_path):
     (result,), _ = run(tmp_path / "out", layers(make_flags(tmp_path), values="2"))
     assert (result.status, result.steps, result.split, result.main) == ("finished", 6, "test", ("top1",))
+    assert result.examples == 8
     assert {"top1", "top1[alpha]", "top1[beta]", "loss"} <= result.metrics.keys()
     assert result.score == result.metrics["top1"]
     assert result.clips_per_second > 0
@@ -99,7 +100,7 @@ def train_again(result, tmp_path):
 
 def test_without_a_test_split_val_judges(tmp_path):
     (result,), _ = run(tmp_path / "out", layers(make_flags(tmp_path, test=False), values="2"))
-    assert result.split == "val"
+    assert (result.split, result.examples) == ("val", 8)
     assert result.score in [value for _, value in result.curve]
 
 

@@ -28,8 +28,16 @@ def test_rows_are_means_and_deviations_over_finished_seeds():
 
 def test_the_table():
     names, rows = columns(summarise(FAKES))
-    assert names == ["fusion.layer", "top1", "seeds", "GFLOPs", "M parameters", "clips/s"]
-    assert rows == [["0", "0.6000 ± 0.1414", "2", "2.5", "1", "100"], ["4", "0.7500", "1", "2.5", "1", "100"]]
+    assert names == ["fusion.layer", "top1", "examples", "seeds", "GFLOPs", "M parameters", "clips/s"]
+    known = ["2.5", "1", "100"]
+    assert rows == [["0", "0.6000 ± 0.1414", "8", "2", *known], ["4", "0.7500", "8", "1", *known]]
+
+
+def test_how_many_rows_were_evaluated():
+    """Of a share of them clips could not be read with one seed; of older runs it is not known."""
+    one, other = (result({"a": "1"}, seed, 0.5, examples=count) for seed, count in enumerate((8, 7)))
+    assert columns(summarise([one, other]))[1][0][2] == "7-8"
+    assert columns(summarise([result({"a": "1"}, 0, 0.5, examples=None)]))[1][0][2] == ""
     assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| :-- | --: |\n| x\\|y | 1 |\n"
 
 
