@@ -393,9 +393,9 @@ def _train(
         all_here = whole_model(model)
         kept = None if split == TEST and cache is not None and cache.in_memory else cache  # memory has no test clips
         found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, kept, check, lower)
-        evaluation = replace(next(iter(found.values())), majority=largest_classes(manifest))
+        evaluation = next(iter(found.values()))
         if split == TEST and team.is_first:
-            write_predictions(folder.path, evaluation, manifest, split)
+            write_predictions(folder.path, replace(evaluation, majority=largest_classes(manifest)), manifest, split)
         failed, metrics = team.share(lambda: (evaluation.failed, evaluation.metrics()))
         trainer.count(failed.items())
         if limit is not None:

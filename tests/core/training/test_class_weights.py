@@ -1,6 +1,7 @@
 """Weights of classes: of the training rows alone, in torch's weighted mean, however a batch is computed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from mbt_core import Experiment
 from mbt_core.config import DataConfig, HeadConfig
 from mbt_core.data.collate import Batch
 from mbt_core.data.manifest import Manifest
+from mbt_core.evaluate.table import read_predictions
 from mbt_core.model import Prediction
 from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.run import train
@@ -19,7 +21,7 @@ from mbt_core.training.class_weights import NO_WEIGHTS, ClassWeights
 from mbt_core.training.loggers import read_metrics
 from mbt_core.training.mixup import Mixup
 from mbt_core.training.state import load_state
-from small import write_csv
+from small import mbt, read_csv, write_csv
 from toy.fleet import run_fleet
 from toy.fleet import train as train_in_fleet
 
@@ -183,6 +185,24 @@ def test_it_goes_on_to_the_same_weights(unbroken, tmp_path):
     resumed = train_interrupted(experiment, tmp_path / "broken", 2)
     whole = last_weights(run)
     assert all(torch.equal(x, whole[name]) for name, x in last_weights(resumed).items())
+
+
+def test_a_constant_answer_is_told(unbroken, tmp_path):
+    """Of its own data the largest class of the train split is known, of others not: here rare ones, to evaluate."""
+    experiment, run = unbroken
+    rows = read_csv(Path(experiment["data"]["path"]))
+    rare = [{**row, "split": "test"} for row in rows if row["label.kind"] == "rare"]
+    constant = train(changed(experiment, class_weights="none", lr=1e-9), tmp_path / "run")
+    done = mbt("eval", constant.path)
+    names = constant.classes["kind"]
+    for data, majority in ((None, names.index("common")), (write_csv(run.path.parent / "rare.csv", rare), None)):
+        _, found = constant.evaluate(data)
+        assert next(iter(found.values())).majority.get("kind") == majority
+    share = "kind/top1 0.9167 is no better than always answering 'common', the largest class of the train split: 0.9167"
+    assert share in done.out
+    assert read_predictions(constant.path, constant.experiment.model.head).found.majority == {
+        "kind": names.index("common")
+    }
 
 
 @pytest.mark.slow
