@@ -15,6 +15,9 @@ from mbt_core.data.splits import TRAIN
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
 from mbt_core.evaluate.metrics import as_text
 
+ROUNDING = 1e-9
+"""Of a mean over classes."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -92,10 +95,12 @@ def remarks(
             continue
         name = names[b.answer] if (names := classes.get(b.task)) else f"class_{b.answer}"
         balanced = b.metric.removesuffix("top1") + "balanced_accuracy"
-        chance = 1 / len(found.targets[b.task].unique())
+        # a class that is not among these rows has no recall
+        value, chance = metrics[balanced], (b.constant > 0) / len(found.targets[b.task].unique())
+        other = f"{balanced} {text(balanced, value)}"
+        also = f", but {other} is" if value > chance + ROUNDING else f"; nor is {other}"
         of = "the train split" if b.known else "these rows"
         lines.append(
-            f"{line}{name!r}, the largest class of {of}: {text(b.metric, b.constant)} "
-            f"({balanced} {text(balanced, metrics[balanced])} against {text(balanced, chance)})"
+            f"{line}{name!r}, the largest class of {of} ({text(b.metric, b.constant)}){also} ({text(balanced, chance)})"
         )
     return lines

@@ -35,16 +35,19 @@ def test_the_largest_class_of_the_training_rows(tmp_path):
 def test_a_model_that_is_no_better_is_told():
     as_good = evaluation([0] * 10, {"label": 0})
     assert remarks(as_good, NAMES) == [
-        "top1 0.7000 is no better than always answering 'a', the largest class of the train split: 0.7000 "
-        "(balanced_accuracy 0.5000 against 0.5000)"
+        "top1 0.7000 is no better than always answering 'a', the largest class of the train split (0.7000); "
+        "nor is balanced_accuracy 0.5000 (0.5000)"
     ]
     worse = evaluation([0] * 6 + [1] * 4, {"label": 0})
     assert remarks(worse, NAMES) == []  # 9 of 10
     other = evaluation([1] * 4 + [0] * 3 + [1] * 3)
-    assert remarks(other, {})[0].startswith(
-        "top1 0.6000 is no better than always answering 'class_0', the largest class of these rows: 0.7000 "
-        "(balanced_accuracy 0.7143 against 0.5000)"
-    )
+    nowhere = evaluation([2] * 10, {"label": 2})
+    assert remarks(nowhere, NAMES)[0].endswith("'c', the largest class of the train split (0.0000); nor is "
+                                               "balanced_accuracy 0.0000 (0.0000)")  # fmt: skip
+    assert remarks(other, {}) == [
+        "top1 0.6000 is no better than always answering 'class_0', the largest class of these rows (0.7000), "
+        "but balanced_accuracy 0.7143 is (0.5000)"
+    ]
 
 
 def test_which_split_is_largest():
@@ -60,7 +63,9 @@ def test_which_split_is_largest():
 def test_equal_shares_are_equal(count):
     """Whatever a float makes of them."""
     target = torch.arange(count) % 3
-    assert baselines(evaluation([0] * count, target=target))[0].is_as_good
+    found = evaluation([0] * count, target=target)
+    assert baselines(found)[0].is_as_good
+    assert "; nor is balanced_accuracy" in remarks(found, NAMES)[0]
 
 
 def test_numbers_and_several_tasks():
