@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -33,6 +34,7 @@ from mbt_core.data.source import (
 )
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import DataError, MBTError, MBTWarning
+from mbt_core.evaluate.baseline import largest_classes
 from mbt_core.evaluate.embed import Embedded, check_out, embed
 from mbt_core.evaluate.evaluator import Evaluation, Subset
 from mbt_core.evaluate.memory import rows_at_once
@@ -48,6 +50,7 @@ from mbt_core.pretrained import InitReport, build_with_report
 from mbt_core.recipes import check_length
 from mbt_core.resolve import kinds_of, make_loggers, monitored, with_mean
 from mbt_core.schema import validate
+from mbt_core.training.class_weights import NO_WEIGHTS, ClassWeights
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
 from mbt_core.training.folder import SHARED, RunFolder
@@ -151,6 +154,9 @@ class Run:
         losses = check_missing(manifest, split, limit)
         model = self.model.to(fabric.device)
         found = evaluate_split(self.experiment, model, manifest, split, Team(fabric), views, subsets, progress, losses)
+        if data is None:  # of other data's train split the model knows nothing
+            largest = largest_classes(manifest)
+            found = {subset: replace(evaluation, majority=largest) for subset, evaluation in found.items()}
         whole = found.get(tuple(model.modalities))
         if whole is not None:
             other = None if data is None else manifest.path
@@ -389,7 +395,7 @@ def _train(
         found = evaluate_split(experiment, all_here, manifest, split, team, views, (), None, limit, kept, check, lower)
         evaluation = next(iter(found.values()))
         if split == TEST and team.is_first:
-            write_predictions(folder.path, evaluation, manifest, split)
+            write_predictions(folder.path, replace(evaluation, majority=largest_classes(manifest)), manifest, split)
         failed, metrics = team.share(lambda: (evaluation.failed, evaluation.metrics()))
         trainer.count(failed.items())
         if limit is not None:
@@ -408,6 +414,7 @@ def _train(
         lambda row: manifest.row(row).id,
         losses[TRAIN],
         layer,
+        ClassWeights.balanced(manifest, team.fabric.device) if config.class_weights == "balanced" else NO_WEIGHTS,
     )
     if team.is_first:
         folder.clean()

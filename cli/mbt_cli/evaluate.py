@@ -46,6 +46,7 @@ def evaluate(
     Those of other data or another split than test go to a folder of their own in it, eval-DATA-SPLIT.
     """
     from mbt_core.errors import ConfigError
+    from mbt_core.evaluate.baseline import baselines, remarks
     from mbt_core.evaluate.missing_modalities import missing_curves, subsets_for_curves
     from mbt_core.evaluate.subsets import all_subsets, by_name, confusion, on_rows
     from mbt_core.report.missing import write_missing
@@ -76,12 +77,13 @@ def evaluate(
     if as_json:
         each = {name: {"examples": count} for name, count in whole.examples.items() if name}
         counts = {"examples": len(whole.index), "failed": len(whole.failed)}
-        document = {"split": chosen, **counts, "metrics": metrics, "modalities": each}
+        constant = {b.metric: b.constant for b in baselines(whole)}
+        document = {"split": chosen, **counts, "metrics": metrics, "baseline": constant, "modalities": each}
         of_subsets = {"rows": kind, "subsets": by_name(compared), "confusion": confusion(compared)} if subsets else {}
         print_json(document | of_subsets | ({"missing": [vars(point) for point in points]} if missing else {}))
         return
     show(f"{chosen} split of {run}: {len(whole.index)} examples, {len(whole.failed)} failed")
-    show(metrics_table(metrics, names, whole.examples if metrics else None))
+    show(metrics_table(metrics, names, whole.examples if metrics else None), *remarks(whole, opened.classes))
     if subsets:
         _show_subsets(compared, kind, metrics, len(whole.index))
     if points:

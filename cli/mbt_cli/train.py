@@ -159,13 +159,15 @@ def _announce(recipe: str, experiment: Experiment) -> None:
 def _leave(run: Run, quiet: bool, report: bool) -> None:
     """Shows the results; with the page, unless an earlier command has written it."""
     from mbt_core.errors import DataError
+    from mbt_core.evaluate.baseline import remarks
     from mbt_core.evaluate.table import read_predictions
 
     if run.results:
-        examples = None
+        examples, lines = None, []
         with suppress(DataError):  # of a run that ended long ago its predictions may be gone
-            examples = read_predictions(run.path, run.experiment.model.head).found.examples
-        show(f"test split, {run.path}", metrics_table(run.results, list(run.experiment.modalities), examples))
+            predictions = read_predictions(run.path, run.experiment.model.head)
+            examples, lines = predictions.found.examples, remarks(predictions.found, predictions.classes)
+        show(f"test split, {run.path}", metrics_table(run.results, list(run.experiment.modalities), examples), *lines)
     else:
         show(f"no test split; the model is in {run.path}")
     if report:

@@ -109,6 +109,9 @@ class HeadConfig(StrictModel):
     scales: dict[str, Scale] | None = None
     """Regression task -> mean and deviation of its numbers, by which its loss is measured; predictions are in the
     numbers' own units. Filled from the data in a run; ``{}``: none."""
+    huber_delta: float | None = Field(None, gt=0)
+    """Of a regression: Huber loss in place of the squared error, so that outliers pull less: half the squared error up
+    to this many standard deviations of the training data (those of `scales`; 1 is usual), linear beyond. None: off."""
     joint: dict[str, list[str]] = Field(default_factory=dict)
     """Metrics of several single tasks together, e.g. ``{action: [verb, noun]}``: right if all are."""
 
@@ -158,6 +161,16 @@ class HeadConfig(StrictModel):
                 raise ConfigError(
                     f"model.head.scales.{name}: {len(scale.mean)} numbers; the task has {self.outputs[name]} outputs"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _huber_of_a_regression(self) -> HeadConfig:
+        kinds = set(self.task.values()) if isinstance(self.task, dict) else {self.task}
+        if self.huber_delta is not None and "regression" not in kinds:
+            raise ConfigError(
+                f"model.head.huber_delta: expected a task of kind 'regression' to use it, got {self.task!r} as "
+                "model.head.task; set that, or leave out huber_delta"
+            )
         return self
 
     @property
@@ -380,12 +393,25 @@ class Experiment(StrictModel):
                 "train.mixup_per_modality: each modality's labels are mixed by its own weight, which needs "
                 "model.head.loss=per-modality and model.pool=cls or mean"
             )
+        if self.train.class_weights == "balanced":
+            self._check_class_weights()
         if self.model.head.modality_weights and self.model.head.loss == "fused":
             raise ConfigError(
                 "model.head.modality_weights: they weigh each modality's own loss, which needs "
                 "model.head.loss=per-modality and model.pool=cls or mean"
             )
         return self
+
+    def _check_class_weights(self) -> None:
+        if self.data.sampler == "balanced":
+            raise ConfigError(
+                "train.class_weights: data.sampler=balanced draws rare classes more often already, and with both they "
+                "would count twice; set one of the two"
+            )
+        head = self.model.head
+        tasks = head.outputs or ([] if isinstance(head.task, dict) else [DEFAULT_TASK])
+        if tasks and all(head.kind_of(task) == "regression" for task in tasks):
+            raise ConfigError("train.class_weights: expected a task with classes, got none but regression")
 
     def mbt_config(self) -> MBTConfig:
         """The configuration of the model alone."""

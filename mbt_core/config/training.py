@@ -51,6 +51,10 @@ class TrainConfig(StrictModel):
     """One mixup weight per modality instead of one per batch."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Target * (1 - e) + e / classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of classes in the loss by their training rows. ``balanced``: of a single label, rows / (classes * rows of
+    the class), in a weighted mean over the batch; of several, rows without / rows with a class, on its positives. All
+    rows are seen equally often, unlike with ``data.sampler=balanced``."""
     modality_dropout: float | dict[str, float] = 0.0
     """Probability that a modality is left out of a training example; one always stays."""
     lr_factors: dict[str, NonNegative] = Field(default_factory=dict)

@@ -113,6 +113,17 @@ class Labels:
         weights[weights == 0] = 1 / max((weights == 0).sum(), 1)
         return weights / weights.mean()
 
+    def class_weights(self, rows: np.ndarray) -> np.ndarray:
+        """float64 [C], by which the loss weighs classes so that those of few `rows` count as much as the others.
+
+        ``single``: rows / (classes x rows of the class), over the classes that have rows; 1 on average over `rows`.
+        ``multilabel``: for the positives, rows without the class / rows with it. 1 for a class that no row has, or all.
+        """
+        counts, total = self.counts(rows), int((self.codes[rows] >= 0).sum())
+        if self.kind == "single":
+            return np.where(counts > 0, total / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1.0)
+        return np.where((counts > 0) & (counts < total), (total - counts) / np.maximum(counts, 1), 1.0)
+
 
 def guess_kind(cells: Sequence[str]) -> TaskKind:
     """``multilabel`` if any cell holds several labels, else ``single``."""

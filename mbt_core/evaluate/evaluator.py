@@ -34,6 +34,7 @@ class Evaluation:
         present: modality -> bool [N].
         head: kinds of the tasks.
         failed: row -> why it could not be read; not in any of the above.
+        majority: ``single`` task -> the largest class of the split that the model was trained on; empty: not known.
     """
 
     index: Tensor
@@ -42,6 +43,7 @@ class Evaluation:
     present: dict[str, Tensor]
     head: HeadConfig
     failed: dict[int, str] = field(default_factory=dict)
+    majority: dict[str, int] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Metric names: ``top1``, with several tasks ``TASK/top1``; of one modality ``top1[NAME]``; ``loss``."""
@@ -59,7 +61,8 @@ class Evaluation:
             for task, values in logits.items():
                 kind = self.head.kind_of(task)
                 if source == FUSED:
-                    losses.append(task_loss(kind, values, targets[task], scale=self.head.scale_of(task)).mean())
+                    scale, delta = self.head.scale_of(task), self.head.huber_delta
+                    losses.append(task_loss(kind, values, targets[task], scale=scale, huber_delta=delta).mean())
                 for name, value in task_metrics(kind, values[here], self.targets[task][here]).items():
                     label = name if single else f"{task}/{name}"
                     found[f"{label}[{source}]" if source else label] = value

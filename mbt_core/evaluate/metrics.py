@@ -22,9 +22,11 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
     """Metrics of one task.
 
     Args:
-        kind: ``single``: ``top1``, ``top5`` (from 6 classes on); ``multilabel``: ``mAP``; ``regression``: ``mae``,
-            ``rmse`` (root of each output's mean squared error, mean over outputs), both in the targets' own units, and
-            ``r2`` (mean over the outputs whose target varies; left out where none does).
+        kind: ``single``: ``top1``, ``top5`` (from 6 classes on), ``macro_f1`` and ``balanced_accuracy``, see
+            `class_scores`; ``multilabel``: ``mAP``, and ``macro_f1`` of the classes whose probability is above half;
+            ``regression``: ``mae``, ``rmse`` (root of each output's mean squared error, mean over outputs), both in the
+            targets' own units, and ``r2`` and ``pearson`` (means over the outputs whose target varies; left out where
+            none does), see `correlation`.
         logits_NC: float [N, C].
         target: class indices [N], multi-hot [N, C], or values [N, C].
     """
@@ -32,10 +34,17 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
         return {}
     if kind == "single":
         top = {"top1": 1, "top5": 5} if logits_NC.shape[1] > 5 else {"top1": 1}
-        hits_NK = _best(logits_NC) == target[:, None]
-        return {name: float(hits_NK[:, :k].any(1).float().mean()) for name, k in top.items()}
+        best_NK = _best(logits_NC)
+        hits_NK = best_NK == target[:, None]
+        metrics = {name: float(hits_NK[:, :k].any(1).float().mean()) for name, k in top.items()}
+        classes = logits_NC.shape[1]
+        counts = (torch.bincount(x.long(), minlength=classes) for x in (target[hits_NK[:, 0]], best_NK[:, 0], target))
+        return metrics | class_scores(*counts)
     if kind == "multilabel":
-        return {"mAP": float(average_precision(logits_NC, target).nanmean())}
+        positive_NC, answer_NC = target > 0.5, logits_NC > 0
+        counts = (x.sum(0) for x in (positive_NC & answer_NC, answer_NC, positive_NC))
+        macro_f1 = class_scores(*counts)["macro_f1"]
+        return {"mAP": float(average_precision(logits_NC, target).nanmean()), "macro_f1": macro_f1}
     error_NC = logits_NC.double() - target.double()
     metrics = {"mae": float(error_NC.abs().mean()), "rmse": float(error_NC.square().mean(0).sqrt().mean())}
     varies_C = target.amax(0) > target.amin(0)
@@ -43,14 +52,51 @@ def task_metrics(kind: TaskKind, logits_NC: Tensor, target: Tensor) -> dict[str,
         numbers = target[:, varies_C].double()
         unexplained_C, all_C = error_NC[:, varies_C].square().sum(0), (numbers - numbers.mean(0)).square().sum(0)
         metrics["r2"] = float((1 - unexplained_C / all_C).mean())
+        metrics["pearson"] = float(correlation(logits_NC[:, varies_C], numbers).mean())
     return metrics
 
 
 def metric_names(kind: TaskKind, outputs: int) -> list[str]:
     """Names of what `task_metrics` finds for a task with that many outputs; the main one first."""
     if kind == "single":
-        return ["top1", "top5"] if outputs > 5 else ["top1"]
-    return ["mAP"] if kind == "multilabel" else ["r2", "rmse", "mae"]
+        return ["top1", *(["top5"] if outputs > 5 else []), "macro_f1", "balanced_accuracy"]
+    return ["mAP", "macro_f1"] if kind == "multilabel" else ["r2", "rmse", "mae", "pearson"]
+
+
+def class_scores(right_C: Tensor, answers_C: Tensor, examples_C: Tensor) -> dict[str, float]:
+    """``macro_f1`` and ``balanced_accuracy``: each class counts the same, however many examples it has.
+
+    ``macro_f1`` is the mean over classes of 2 right / (answers + examples), ``balanced_accuracy`` the mean of right /
+    examples, the recall. Both are over the classes that have examples. Scikit-learn has the same balanced accuracy; its
+    macro F1 counts a class that is answered and has no example as 0, unless ``labels`` names those that have some.
+
+    Args:
+        right_C: how many examples of each class are answered by it, int64 [C].
+        answers_C: how many examples are answered by each class.
+        examples_C: how many examples each class has.
+
+    Returns:
+        Both; NaN where no class has an example.
+    """
+    has = examples_C > 0
+    right, answers, examples = (x[has].double() for x in (right_C, answers_C, examples_C))
+    return {
+        "macro_f1": float((2 * right / (answers + examples)).mean()),
+        "balanced_accuracy": float((right / examples).mean()),
+    }
+
+
+def correlation(values_NC: Tensor, target_NC: Tensor) -> Tensor:
+    """Pearson's r of each output, float64 [C], within -1 and 1; 0 for values that do not vary, as they tell nothing.
+
+    Args:
+        values_NC: that are predicted, float [N, C].
+        target_NC: that vary in each column.
+    """
+    x_NC, y_NC = (v.double() - v.double().mean(0) for v in (values_NC, target_NC))
+    norms_C = x_NC.square().sum(0).sqrt() * y_NC.square().sum(0).sqrt()
+    r_C = ((x_NC * y_NC).sum(0) / norms_C).clamp(-1, 1)
+    return r_C.masked_fill(values_NC.amax(0) == values_NC.amin(0), 0)
 
 
 def base_name(name: str) -> str:

@@ -29,6 +29,8 @@ from mbt_core.remote import address
 
 FILE = "predictions.parquet"
 PREFIX = "eval-"
+NOTES = ("classes", "majority", "about")
+"""What the metadata of the file hold, each as JSON."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def write_predictions(
     could not be read); ``target``, a class index, or a list with one number a class; ``logits``, averaged over views
     and fused, and ``logits[NAME]`` of each modality (null where it is absent). With several tasks they are called
     ``TASK/target``, ``TASK/logits`` and so on. The file's metadata ``classes`` holds the names of the classes as JSON,
-    task -> names; ``about`` what `About` says.
+    task -> names; ``majority`` the largest classes of the train split, where known; ``about`` what `About` says.
 
     Args:
         folder: where it goes; made if it is not there.
@@ -123,7 +125,7 @@ def write_predictions(
         for task, values in logits.items():
             name = "logits" if single else f"{task}/logits"
             columns[f"{name}[{source}]" if source else name] = _column(values, found.present.get(source), len(failed))
-    notes = {"classes": manifest.classes, "about": asdict(about or About())}
+    notes = {"classes": manifest.classes, "majority": found.majority, "about": asdict(about or About())}
     table = pa.table(columns).replace_schema_metadata({k: json.dumps(v, ensure_ascii=False) for k, v in notes.items()})
     write_atomically(folder / FILE, lambda part: pa.parquet.write_table(table, part))
 
@@ -222,14 +224,15 @@ def read_predictions(folder: Path, head: HeadConfig) -> Predictions:
     except (KeyError, ValueError) as error:
         raise DataError(f"{path}: not of the tasks of this run: {error}") from None
     failed = {place: error for place, error in enumerate(errors) if error is not None}
-    found = Evaluation(torch.arange(count), logits, targets, present, head, failed)
+    majority = notes.get("majority", {})
+    found = Evaluation(torch.arange(count), logits, targets, present, head, failed, majority)
     return Predictions(ids, groups, split, notes.get("classes", {}), About(**notes.get("about", {})), found)
 
 
 def _notes(path: Path) -> dict[str, Any]:
     try:
         metadata = pa.parquet.read_schema(path).metadata or {}
-        return {key: json.loads(metadata[key.encode()]) for key in ("classes", "about") if key.encode() in metadata}
+        return {key: json.loads(metadata[key.encode()]) for key in NOTES if key.encode() in metadata}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 

@@ -6,7 +6,7 @@ Shapes: B batch, C classes of a task.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -40,22 +40,46 @@ def smooth(target_BC: Tensor, epsilon: float) -> Tensor:
 
 
 def task_loss(
-    kind: TaskKind, logits_BC: Tensor, target_BC: Tensor, smoothing: float = 0.0, scale: Scale | None = None
+    kind: TaskKind,
+    logits_BC: Tensor,
+    target_BC: Tensor,
+    smoothing: float = 0.0,
+    scale: Scale | None = None,
+    *,
+    huber_delta: float | None = None,
+    class_weights_C: Tensor | None = None,
 ) -> Tensor:
     """Loss of each example [B] in float32.
 
     ``single``: softmax cross entropy. ``multilabel``: binary cross entropy *summed* over classes, as the reference.
     ``regression``: mean squared error, of numbers divided by the deviations of `scale`.
+
+    Args:
+        kind: of the task.
+        logits_BC: of the model.
+        target_BC: class probabilities, multi-hot labels, or numbers.
+        smoothing: label smoothing.
+        scale: of the numbers of a regression.
+        huber_delta: of a regression; in place of the squared error, `torch.nn.functional.huber_loss` with this delta.
+        class_weights_C: ``single``: `weight` of `torch.nn.functional.cross_entropy`, before it divides by the weights
+            of the batch; ``multilabel``: `pos_weight` of its binary cross entropy.
     """
     logits_BC = logits_BC.float()
     if kind == "single":
-        return -(smooth(target_BC, smoothing) * logits_BC.log_softmax(1)).sum(1)
+        target_BC = smooth(target_BC, smoothing)
+        target_BC = target_BC if class_weights_C is None else target_BC * class_weights_C
+        return -(target_BC * logits_BC.log_softmax(1)).sum(1)
     if kind == "multilabel":
         target_BC = smooth(target_BC, smoothing)
-        return F.binary_cross_entropy_with_logits(logits_BC, target_BC, reduction="none").sum(1)
+        losses_BC = F.binary_cross_entropy_with_logits(
+            logits_BC, target_BC, pos_weight=class_weights_C, reduction="none"
+        )
+        return losses_BC.sum(1)
     error_BC = logits_BC - target_BC
     if scale is not None:
         error_BC = error_BC / _deviations(tuple(scale.std), error_BC.device)
+    if huber_delta is not None:
+        return F.huber_loss(error_BC, torch.zeros_like(error_BC), reduction="none", delta=huber_delta).mean(1)
     return error_BC.square().mean(1)
 
 
@@ -72,6 +96,7 @@ def example_losses(
     head: HeadConfig,
     present: Mapping[str, Tensor] | None = None,
     smoothing: float = 0.0,
+    class_weights: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Loss of each example, [B]: weighted mean over tasks of the mean over its present modalities.
 
@@ -81,13 +106,15 @@ def example_losses(
         head: tasks, weights, and whether the loss is ``per-modality`` or of the ``fused`` logits.
         present: modality -> bool [B]; an absent modality adds nothing.
         smoothing: label smoothing.
+        class_weights: task -> [C], see `task_loss`.
     """
+    over_tasks = partial(_over_tasks, head=head, smoothing=smoothing, class_weights=class_weights or {})
     separate = prediction.modality_logits if head.loss == "per-modality" else {}
     if not separate:
-        return _over_tasks(by_task(prediction.logits), targets[""], head, smoothing)
+        return over_tasks(by_task(prediction.logits), targets[""])
     total = weight = torch.zeros((), device=prediction.embedding.device)
     for name, logits in separate.items():
-        loss_B = _over_tasks(by_task(logits), targets[name], head, smoothing)
+        loss_B = over_tasks(by_task(logits), targets[name])
         share = torch.full_like(loss_B, head.modality_weights.get(name, 1.0))
         if present is not None:
             share = share * present[name]
@@ -96,10 +123,25 @@ def example_losses(
     return torch.where(weight > 0, total / weight.clamp(min=1e-12), 0)
 
 
-def _over_tasks(logits: Mapping[str, Tensor], targets: Targets, head: HeadConfig, smoothing: float) -> Tensor:
+def _over_tasks(
+    logits: Mapping[str, Tensor],
+    targets: Targets,
+    head: HeadConfig,
+    smoothing: float,
+    class_weights: Mapping[str, Tensor],
+) -> Tensor:
     weights = {task: head.task_weights.get(task, 1.0) for task in logits}
     losses = [
-        weights[task] * task_loss(head.kind_of(task), logits[task], targets[task], smoothing, head.scale_of(task))
+        weights[task]
+        * task_loss(
+            head.kind_of(task),
+            logits[task],
+            targets[task],
+            smoothing,
+            head.scale_of(task),
+            huber_delta=head.huber_delta,
+            class_weights_C=class_weights.get(task),
+        )
         for task in logits
     ]
     return torch.stack(losses).sum(0) / (sum(weights.values()) or 1.0)

@@ -14,6 +14,7 @@ import torch
 
 from mbt_core.config import BackboneConfig, HeadConfig, TaskKind
 from mbt_core.data.splits import TEST, TRAIN, VAL
+from mbt_core.evaluate.baseline import largest_class
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
 from mbt_core.evaluate.metrics import base_name, lower_is_better, metric_names
 from mbt_core.evaluate.table import Predictions
@@ -84,7 +85,7 @@ def shown(name: str, value: float) -> str:
     """A metric as text: shares of right answers in per cent."""
     if math.isnan(value):
         return "\N{EN DASH}"
-    if base_name(name) in ("top1", "top5"):
+    if base_name(name) in ("top1", "top5", "balanced_accuracy"):
         return percent(value)
     return f"{value:.4g}" if base_name(name) in ("mae", "rmse") else f"{value:.3f}"
 
@@ -219,7 +220,8 @@ def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> 
 
 def limits(name: str) -> tuple[float, float] | None:
     """What the values of a metric cannot leave, where there is such a thing."""
-    return (0.0, 1.0) if base_name(name) in ("top1", "top5", "mAP") else None
+    shares = ("top1", "top5", "mAP", "macro_f1", "balanced_accuracy")
+    return (0.0, 1.0) if base_name(name) in shares else None
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> str:
@@ -288,20 +290,20 @@ def task_section(task: str, predictions: Predictions, modalities: Sequence[str])
     if kind == "single":
         matrix_CC = confusion_matrix(found.logits[FUSED][task], found.targets[task])
         pairs = [(names[a], names[b], n) for a, b, n in confused_pairs(matrix_CC, PAIRS)]
-        drawn = [_confusion(matrix_CC, names)] if len(names) > 1 else []
+        drawn = [_confusion(matrix_CC, names, largest_class(found, task))] if len(names) > 1 else []
     else:
         drawn, pairs = _average_precisions(rows, names), []
     calibrated = _calibration(task, kind, found, modalities)
     return TaskSection(task, [*drawn, *calibrated], pairs, _class_table(kind, rows, names))
 
 
-def _confusion(matrix_CC: torch.Tensor, names: Sequence[str]) -> Drawn:
+def _confusion(matrix_CC: torch.Tensor, names: Sequence[str], common: int) -> Drawn:
     kept = list(range(len(names))) if len(names) <= WHOLE else most_confused(matrix_CC, WHOLE)
     wrong, total = int(matrix_CC.sum() - matrix_CC.diag().sum()), int(matrix_CC.sum())
-    common = int(matrix_CC.sum(1).argmax())  # an accuracy says little without it where classes are not alike in number
     figure = figures.confusion(
         matrix_CC[kept][:, kept].numpy(), matrix_CC.sum(1)[kept].numpy(), [names[i] for i in kept]
     )
+    # an accuracy says little without what the commonest class alone would score
     caption = (
         "Rows are what a clip is, columns what the model says; the fuller the colour, the larger the share of the row. "
         f"{total - wrong:,} of {total:,} clips lie on the diagonal (blue), {wrong:,} off it (orange). "

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mbt_core.errors import MBTError, MBTWarning
+from mbt_core.evaluate.baseline import remarks
 from mbt_core.evaluate.evaluator import FUSED
 from mbt_core.explain.explain import BOTTLENECKS, KEPT, Explanation
 from mbt_core.explain.page import METHOD_TEXTS
@@ -124,6 +125,7 @@ def render_report(contents: Contents) -> str:
         data=sections.data_table(left),
         config=to_yaml(left.experiment),
         headline=sections.headline(metrics, head, predictions) if predictions else [],
+        remarks=remarks(predictions.found, predictions.classes, sections.shown) if predictions else [],
         metrics=sections.metrics_table(predictions, modalities),
         subsets=sections.subset_tables(predictions) if predictions else [],
         missing=drawn_curves(predictions.about, head) if predictions else [],

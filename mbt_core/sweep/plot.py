@@ -96,7 +96,7 @@ def comparison(rows: Sequence[Row], title: str) -> Figure:
 
     scale = _main_axis(rows)
     groups = _groups(rows, scale)
-    metrics = list(dict.fromkeys(name for row in rows for name in row.mean))
+    metrics = list(dict.fromkeys(name for row in rows for name in row.main if name in row.mean))
     with rc_context(STYLE):
         panels = [*metrics, "GFLOPs per clip", _speed_title(rows)]
         wide = 3.3 if scale.numeric else max(3.3, 0.62 * len(scale.at) * max(1.0, len(groups) / 3))

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from mbt_core.config import Experiment
 from mbt_core.errors import DataError
+from mbt_core.evaluate.metrics import as_text, metric_names
 from mbt_core.evaluate.table import counted
 from mbt_core.files import write_atomically
 from mbt_core.resolve import MAIN, monitored
@@ -41,6 +42,7 @@ class Result:
         examples: how many rows they are of; None: not known.
         metrics: of the best weights.
         main: the metrics that judge it, one per task.
+        listed: the metrics that tables have, all of the fused prediction; those of `main` by default.
         clips_per_second: of training, median over the logged steps.
         cost: of the model.
         curve: (step, value) of the monitored metric on val, or of the training loss where there is no val.
@@ -56,6 +58,7 @@ class Result:
     examples: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     main: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
     clips_per_second: float | None = None
     cost: Cost | None = None
     curve: tuple[tuple[int, float], ...] = ()
@@ -82,10 +85,11 @@ class Row:
         labels: axis -> label.
         count: finished seeds.
         examples: how many rows were evaluated: the fewest and the most over the seeds; None: not known.
-        mean, std: of each main metric; the deviation (of a sample) is NaN for one seed.
+        mean, std: of each listed metric; the deviation (of a sample) is NaN for one seed.
         score: mean and deviation of `Result.score`; None: nothing to judge by.
         cost: of the model.
         clips_per_second, speed_std: mean and deviation over the seeds, as measured beside whatever else ran.
+        main: those of the metrics that judge it.
     """
 
     labels: Mapping[str, str]
@@ -97,6 +101,7 @@ class Row:
     cost: Cost | None
     clips_per_second: float | None
     speed_std: float = math.nan
+    main: tuple[str, ...] = ()
 
 
 def main_metrics(experiment: Experiment) -> tuple[str, ...]:
@@ -104,6 +109,17 @@ def main_metrics(experiment: Experiment) -> tuple[str, ...]:
     head = experiment.model.head
     single = head.tasks is None
     return tuple(MAIN[head.kind_of(t)] if single else f"{t}/{MAIN[head.kind_of(t)]}" for t in head.outputs)
+
+
+def listed_metrics(experiment: Experiment) -> tuple[str, ...]:
+    """All metrics of each task, the main one first, that tables list."""
+    head = experiment.model.head
+    prefixes = {task: "" if head.tasks is None else f"{task}/" for task in head.outputs}
+    return tuple(
+        f"{prefixes[task]}{name}"
+        for task, outputs in head.outputs.items()
+        for name in metric_names(head.kind_of(task), outputs)
+    )
 
 
 def is_finished(folder: RunFolder) -> bool:
@@ -135,6 +151,7 @@ def read_result(cell: Cell, folder: RunFolder) -> Result:
         examples=_examples(folder, split) if metrics else None,
         metrics=metrics,
         main=main_metrics(experiment),
+        listed=listed_metrics(experiment),
         clips_per_second=statistics.median(speeds) if speeds else None,
         cost=cost_of(experiment),
         curve=tuple(
@@ -165,7 +182,7 @@ def summarise(results: Iterable[Result]) -> list[Row]:
 
 
 def _row(labels: Mapping[str, str], found: Sequence[Result]) -> Row:
-    names = dict.fromkeys(name for result in found for name in result.main)
+    names = dict.fromkeys(name for result in found for name in result.listed or result.main)
     values = {n: [r.metrics[n] for r in found if n in r.metrics] for n in names}
     values = {n: v for n, v in values.items() if v}
     scores = [r.score for r in found if r.score is not None]
@@ -181,6 +198,7 @@ def _row(labels: Mapping[str, str], found: Sequence[Result]) -> Row:
         found[0].cost if found else None,
         statistics.fmean(speeds) if speeds else None,
         _deviation(speeds),
+        tuple(dict.fromkeys(name for result in found for name in result.main)),
     )
 
 
@@ -196,7 +214,7 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return names, [
         [
             *row.labels.values(),
-            *(_plus_minus(row.mean.get(name), row.std.get(name)) for name in metrics),
+            *(_plus_minus(name, row.mean.get(name), row.std.get(name)) for name in metrics),
             "-".join(map(str, dict.fromkeys(row.examples or ()))),
             str(row.count),
             f"{row.cost.gflops:.3g}" if row.cost else "",
@@ -207,10 +225,10 @@ def columns(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     ]
 
 
-def _plus_minus(mean: float | None, std: float | None) -> str:
+def _plus_minus(name: str, mean: float | None, std: float | None) -> str:
     if mean is None:
         return ""
-    return f"{mean:.4f}" if std is None or math.isnan(std) else f"{mean:.4f} ± {std:.4f}"
+    return as_text(name, mean) + ("" if std is None or math.isnan(std) else f" ± {as_text(name, std)}")
 
 
 def markdown_table(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -27,6 +27,7 @@ from mbt_core.evaluate.metrics import lower_is_better
 from mbt_core.files import read_safetensors
 from mbt_core.model import MBT
 from mbt_core.model.loss import dense_targets, example_losses
+from mbt_core.training.class_weights import NO_WEIGHTS, ClassWeights
 from mbt_core.training.events import Listener
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.mixup import Mixup
@@ -122,6 +123,7 @@ class Trainer:
         name_of: row -> its id.
         losses: counts the clips of the train split that cannot be read.
         start: the layer that the batches' kept tokens enter; None: they are clips.
+        class_weights: of the loss.
     """
 
     def __init__(
@@ -137,11 +139,12 @@ class Trainer:
         name_of: Callable[[int], str],
         losses: Losses,
         start: int | None = None,
+        class_weights: ClassWeights = NO_WEIGHTS,
     ) -> None:
         fabric = team.fabric
         self.team, self.fabric, self.experiment, self.folder, self.plan = team, fabric, experiment, folder, plan
         self.config, self.listener, self.validate = experiment.train, listener, validate
-        self.name_of, self.losses, self.start = name_of, losses, start
+        self.name_of, self.losses, self.start, self.class_weights = name_of, losses, start, class_weights
         self.model, self.preprocess = model, preprocess.to(fabric.device)
         self.wrapped = fabric.setup_module(model)
         # of the parameters as they are now: they may be shared out
@@ -183,19 +186,19 @@ class Trainer:
             self._evaluate_if_due()  # where the interruption came in the middle of an evaluation
             while self.progress.step < self.plan.steps and not self._stop_early():
                 batch = next(batches)
-                weight, save = self._agree(batch)
-                self.train_step(copy(batch), weight)
+                weight, class_sums, save = self._agree(batch)
+                self.train_step(copy(batch), weight, class_sums)
                 self.progress.step += 1
                 self._note(batch)
                 if self._evaluate_if_due() or save:
                     self.save()
         return self.progress
 
-    def _agree(self, batch: Batch) -> tuple[float, bool]:
+    def _agree(self, batch: Batch) -> tuple[float, list[float], bool]:
         """What a step takes from all processes, in one exchange.
 
         Returns:
-            The sum of the global batch's weights; whether to save after the step.
+            The sum of the global batch's weights, and those of `ClassWeights.sums`; whether to save after the step.
 
         Raises:
             Interrupted: if one of them was asked to stop.
@@ -203,12 +206,12 @@ class Trainer:
         """
         late = self.team.is_first and time.monotonic() - self._saved_at > self.config.save_every
         mine = float(batch.weight.sum()), len(batch.errors), self._signal or 0, late
-        weight, failed, asked, save = self.team.sum(*mine)
+        weight, failed, asked, save, *class_sums = self.team.sum(*mine, *self.class_weights.sums(batch))
         if asked:
             self._interrupt()
         if failed:
             self._lose([error for part in self.team.gather_everywhere(batch.errors) for error in part])
-        return weight, bool(save)
+        return weight, class_sums, bool(save)
 
     def _lose(self, errors: list[tuple[int, str]]) -> None:
         self.count(errors)
@@ -219,12 +222,13 @@ class Trainer:
                 self.folder.write_bad_clips(self.progress.failed)
             raise
 
-    def train_step(self, batch: Batch, weight: float) -> None:
+    def train_step(self, batch: Batch, weight: float, class_sums: Sequence[float] = ()) -> None:
         """One optimiser step: forward and backward of each part of the batch, clipping, update.
 
         Args:
             batch: this process's part of the global batch, on its device.
             weight: sum of the weights of the global batch.
+            class_sums: see `ClassWeights.sums`, of the global batch.
         """
         step, config = self.progress.step, self.config
         seed = np.random.SeedSequence((config.seed, step, self.fabric.global_rank))
@@ -232,12 +236,13 @@ class Trainer:
         rng = np.random.default_rng(seed)
         set_training(self.wrapped)
         set_lr(self.optimizer, config.lr * lr_factor(step, self.plan.steps, config.warmup))
+        class_weights = self.class_weights.of_step(weight, class_sums)
         # gradients are averaged over the processes: so every example weighs the same, on whichever it is
         weight /= self.team.world
         parts = batch.split(config.accumulate)
         for number, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.wrapped, enabled=number + 1 < len(parts)):
-                loss = self._loss_sum(part, rng) / (weight + 1e-8)
+                loss = self._loss_sum(part, rng, class_weights) / (weight + 1e-8)
                 self.fabric.backward(loss)
             self._loss += loss.detach()
         if config.clip_grad is not None:
@@ -247,7 +252,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _loss_sum(self, batch: Batch, rng: np.random.Generator) -> Tensor:
+    def _loss_sum(self, batch: Batch, rng: np.random.Generator, class_weights: Mapping[str, Tensor]) -> Tensor:
         """Sum over the examples of weight times loss."""
         config, head = self.config, self.model.config.head
         present = None if batch.complete else batch.present
@@ -262,7 +267,7 @@ class Trainer:
         else:
             targets = dict.fromkeys([*names, ""], dense)
             prediction = self.wrapped(inputs, present, start=self.start)
-        loss_B = example_losses(prediction, targets, head, present, config.label_smoothing)
+        loss_B = example_losses(prediction, targets, head, present, config.label_smoothing, class_weights)
         return (loss_B * batch.weight).sum()
 
     def count(self, errors: Iterable[tuple[int, str]]) -> None:

@@ -75,7 +75,8 @@ AFTER_A_LOOK = {
     "model.fusion.options={x: 1}": "model.fusion.options: 'bottleneck' takes none, came ['x']",
     "train.freeze=[nothing*]": "train.freeze: 'nothing*' matches no parameter; names look like ...",
     "train.freeze=['*']": "train.freeze: nothing is left to train",
-    "train.monitor=top2": "train.monitor: unknown metric 'top2'. Did you mean 'top1'? Known: loss, top1, top1[rgb]",
+    "train.monitor=top2": "train.monitor: unknown metric 'top2'. Did you mean 'top1'? Known: balanced_accuracy, "
+    "balanced_accuracy[rgb], loss, macro_f1, macro_f1[rgb], top1, top1[rgb]",
 }
 MANIFESTS = {
     # file: (content, {clip} and {rows} filled in; exit code; what is said)

@@ -37,9 +37,12 @@ def test_train_says_what_it_chose_and_what_came_out(demo, tmp_path):
     shown = columns(done.out)
     assert done.out.startswith("test split, run\n")
     assert shown[0] == ["metric", "fused", "rgb", "audio"]
-    assert [row[0] for row in shown[1:]] == ["examples", "kind/top1", "kind/top5", "sum/top1", "loss"]
+    assert [row[0] for row in shown[1:]] == [
+        *("examples", "kind/top1", "kind/top5", "kind/macro_f1", "kind/balanced_accuracy"),
+        *("sum/top1", "sum/macro_f1", "sum/balanced_accuracy", "loss"),
+    ]
     assert shown[1][1:] == ["9", "9", "9"]
-    assert all(len(cell) == 6 for row in shown[2:] for cell in row[1:])
+    assert all(len(cell) == 6 for row in shown[2:10] for cell in row[1:])
 
     again = mbt("train", "--data", demo, "--modalities", "rgb,audio", "--out", "run", *flags())
     assert again.code == 2
@@ -90,7 +93,7 @@ def test_eval(run, demo):
     done = mbt("eval", run.path, "--json")
     document = json.loads(done.out)
     assert (done.code, done.err) == (0, f"wrote {run.path / 'report.html'}\n")
-    assert list(document) == ["split", "examples", "failed", "metrics", "modalities"]
+    assert list(document) == ["split", "examples", "failed", "metrics", "baseline", "modalities"]
     assert (document["split"], document["examples"], document["failed"]) == ("test", 9, 0)
     assert document["metrics"] == pytest.approx(run.results, abs=1e-5)
     text = mbt("eval", run.path)

@@ -67,7 +67,11 @@ def test_what_people_see(copied):
         "kept",
         "kind/top1",
         "kind/top5",
+        "kind/macro_f1",
+        "kind/balanced_accuracy",
         "sum/top1",
+        "sum/macro_f1",
+        "sum/balanced_accuracy",
         "loss",
     ] in rows
     assert ["audio", "0.25", "9", "2", "0", "0"] in [row[:6] for row in rows]

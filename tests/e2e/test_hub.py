@@ -59,7 +59,7 @@ def test_the_card_says_what_the_run_knows(run, tmp_path):
     assert head["library_name"] == "mbt-fusion"
     assert head["license"] == "apache-2.0"
     assert {"multimodal", "rgb", "audio"} <= set(head["tags"])
-    assert head["metrics"] == ["top1", "top5"]
+    assert head["metrics"] == ["balanced_accuracy", "macro_f1", "top1", "top5"]
     found = {m["name"]: m["value"] for r in head["model-index"][0]["results"] for m in r["metrics"]}
     assert found == pytest.approx(run.results, abs=1e-6)
     assert {"kind/top1", "kind/top1[rgb]", "loss"} <= found.keys()

@@ -18,6 +18,7 @@ from mbt_core.run import load, train
 from small import mbt, read_csv, write_csv
 
 TRAINED, HELD_OUT = 96, 32
+NAMES = ("mae", "rmse", "r2", "pearson")
 
 
 def make_data(folder, label, **others):
@@ -96,10 +97,18 @@ def test_every_path_tells_the_own_unit(far, tmp_path):
     assert f"{said[number]:.3f}" in (tmp_path / "page.html").read_text()
     done = mbt("eval", far.path)
     assert done.code == 0
-    shown = dict(line.split()[:2] for line in done.out.splitlines() if line.strip().startswith(("mae", "rmse", "r2")))
+    shown = dict(line.split()[:2] for line in done.out.splitlines() if line.strip().startswith(NAMES))
     assert float(shown["rmse"]) == pytest.approx(far.results["rmse"], rel=1e-3)
+    numbers = np.array([[row["logits"][0], row["target"][0]] for row in table])
+    correlation = np.corrcoef(numbers.T)[0, 1]
+    assert far.results["pearson"] == pytest.approx(correlation)
+    assert float(shown["pearson"]) == pytest.approx(correlation, abs=1e-4)
     page = (far.path / "report.html").read_text()
-    assert all(name in page for name in ("rmse", "mae", "r2"))
+    assert all(name in page for name in ("rmse", "mae", "r2", "pearson", f"{correlation:.3f}"))
+    assert "no better" not in page + done.out
+    document = json.loads(mbt("eval", far.path, "--json").out)
+    assert document["metrics"]["pearson"] == pytest.approx(correlation)
+    assert document["baseline"] == {"r2": 0.0}
 
 
 def test_only_paths_are_predicted(far):
@@ -154,6 +163,53 @@ def test_classes_and_numbers_are_learnt_together(tmp_path):
     assert said["size 3"] == pytest.approx(7, abs=0.5)
 
 
+@pytest.mark.slow
+def test_tasks_of_different_scale_lose_nothing_together(tmp_path):
+    """Classes, and numbers of mean 1000 and deviation 80 from the same recordings: as good as each alone."""
+
+    def results(name, labels, task):
+        (tmp_path / name).mkdir()
+        return train(experiment(make_data(tmp_path / name, labels), task, steps=240), tmp_path / name / "run").results
+
+    classes = {"label.sign": lambda level: "up" if level > 0 else "down"}
+    numbers = {"label.size": lambda level: repr(1000 + 80 * level)}
+    top1 = results("classes", classes, {"sign": "single"})["sign/top1"]
+    r2 = results("numbers", numbers, {"size": "regression"})["size/r2"]
+    both = results("both", classes | numbers, {"size": "regression"})
+    assert min(top1, r2) > 0.9
+    assert both["sign/top1"] >= top1 - 1 / HELD_OUT  # a recording between the two
+    assert both["size/r2"] >= r2 - 0.01
+
+
+@pytest.mark.slow
+def test_outliers_pull_less_with_huber(tmp_path):
+    """A tenth of the training labels is 1000 too large: so their mean is 100 too large, and the median is not."""
+    make_data(tmp_path, {"label": lambda level: repr(1000 + 80 * level)})
+    rows = read_csv(tmp_path / "data.csv")
+    for row in rows[:TRAINED:10]:
+        row["label"] = repr(float(row["label"]) + 1000)
+    data = write_csv(tmp_path / "outliers.csv", rows)
+    settings = experiment(data, steps=120)
+    squared = train(settings, tmp_path / "squared").results
+    settings["model"]["head"]["huber_delta"] = 0.1
+    huber = train(settings, tmp_path / "huber").results
+    assert squared["mae"] > 100
+    assert huber["mae"] < 0.4 * squared["mae"]
+    assert huber["r2"] > squared["r2"] + 1
+
+
+def test_the_loss_of_val_is_the_one_that_is_trained(tmp_path):
+    """Huber's too, so that `train.monitor=loss` watches it."""
+    settings = experiment(make_data(tmp_path, {"label": lambda level: repr(1000 + 80 * level)}), steps=2)
+    settings["model"]["head"]["huber_delta"] = 0.01
+    run = train(settings, tmp_path / "run")
+    table = pyarrow.parquet.read_table(run.path / "predictions.parquet").to_pylist()
+    scale = run.experiment.model.head.scales["label"]
+    off = torch.tensor([(row["logits"][0] - row["target"][0]) / scale.std[0] for row in table])
+    expected = torch.nn.functional.huber_loss(off, torch.zeros_like(off), delta=0.01)
+    assert run.results["loss"] == pytest.approx(float(expected), rel=1e-3)
+
+
 def test_it_goes_on_to_the_same_weights(tmp_path):
     data = make_data(tmp_path, {"label": lambda level: repr(1000 + 80 * level)})
     settings = experiment(data, steps=6, eval_every=3)
@@ -171,7 +227,7 @@ def test_numbers_that_never_vary(tmp_path):
         run = train(experiment(data, steps=2), tmp_path / "run")
     assert run.experiment.model.head.scales["label"].std == [1.0]
     assert run.results["mae"] < 1e-6
-    assert "r2" not in run.results
+    assert not {"r2", "pearson"} & run.results.keys()
 
 
 def test_missing_cells_are_refused_and_never_counted(tmp_path):

@@ -152,7 +152,7 @@ def test_multilabel(labelled, tmp_path):
     run = tiny_run(labelled(lambda shape, sound: f"{shape};{sound}"), tmp_path / "run")
     assert run.experiment.model.head.task == "multilabel"
     assert run.classes == {"label": ["bursts", "disc", "square", "sweep", "tone", "triangle"]}
-    assert run.results.keys() == {"mAP", "mAP[rgb]", "mAP[audio]", "loss"}
+    assert run.results.keys() == {*(f"{m}{s}" for m in ("mAP", "macro_f1") for s in ("", "[rgb]", "[audio]")), "loss"}
     lines = read_metrics(run.path / "metrics.jsonl")
     best = max(line["mAP"] for line in lines if line["event"] == "val")
     assert read_progress(run.path / "state").best == best
@@ -161,7 +161,7 @@ def test_multilabel(labelled, tmp_path):
 def test_regression(labelled, demo, tmp_path):
     data = labelled(lambda shape, sound: f"{len(shape) / 4};{len(sound) / 4}")
     run = tiny_run(data, tmp_path / "run", "model.head.task=regression")
-    names = [f"{metric}{source}" for metric in ("mae", "rmse", "r2") for source in ("", "[rgb]", "[audio]")]
+    names = [f"{metric}{source}" for metric in ("mae", "rmse", "r2", "pearson") for source in ("", "[rgb]", "[audio]")]
     assert run.results.keys() == {*names, "loss"}
     done = mbt("predict", run.path, clips_of(demo)[0])
     assert done.code == 0

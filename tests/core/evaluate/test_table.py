@@ -40,6 +40,7 @@ def found_for(head):
 def test_predictions_are_read_as_they_were_written(tmp_path, name):
     head = HEADS[name]
     found = found_for(head)
+    found.majority = {"label": 3}
     about = About("/data/x.csv", 4, {"m": {"top1": 0.5}}, [{"from": "m", "lost": 0.25}])
     write_predictions(tmp_path, found, manifest(tmp_path / "m.csv"), "test", about)
     read = read_predictions(tmp_path, head)
@@ -47,6 +48,7 @@ def test_predictions_are_read_as_they_were_written(tmp_path, name):
     assert read.split == "test"
     assert read.about == about == read_about(tmp_path)
     assert read.classes == {"label": ["x", "y"]}
+    assert read.found.majority == {"label": 3}
     assert read.found.failed == {4: "broken"}
     here = found.present["m"]
     assert torch.equal(read.found.present["m"], here)

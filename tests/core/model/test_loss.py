@@ -131,3 +131,49 @@ def test_tasks_are_weighed():
     targets = {"": {"verb": ONE_HOT, "tags": HOT}}
     expected = (task_loss("single", LOGITS, ONE_HOT) + 0.5 * task_loss("multilabel", LOGITS.flip(0), HOT)) / 1.5
     torch.testing.assert_close(example_losses(prediction({}, logits), targets, head), expected)
+
+
+def test_huber_in_standard_deviations():
+    """torch's own of standardised numbers: the unit of the labels changes nothing."""
+    logits, target = torch.tensor([[1000.0], [1400.0]]), torch.tensor([[1040.0], [1000.0]])
+    head = HeadConfig(classes=1, task="regression", huber_delta=1.5, scales={"label": Scale(mean=[1000.0], std=[80.0])})
+    targets = {"": {"label": target}, "alpha": {"label": target}}
+    found = example_losses(prediction({"alpha": logits}), targets, head)
+    # 0.5 deviations off: half the square; 5 off: 1.5 x (5 - 1.5 / 2)
+    torch.testing.assert_close(found, torch.tensor([0.125, 6.375]))
+    expected = F.huber_loss((logits - 1000) / 80, (target - 1000) / 80, reduction="none", delta=1.5).mean(1)
+    torch.testing.assert_close(found, expected)
+
+
+def test_huber_is_of_a_regression():
+    HeadConfig(tasks={"kind": 3, "size": 1}, task={"size": "regression"}, huber_delta=1)
+    for task in ("single", "multilabel", {"kind": "single"}):
+        with pytest.raises(ValueError, match="huber_delta: expected a task of kind 'regression' .*, got "):
+            HeadConfig(task=task, huber_delta=1)
+    with pytest.raises(ValueError, match="huber_delta"):
+        HeadConfig(task="regression", huber_delta=0)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+def test_class_weights_are_those_of_torch(epsilon):
+    weights = torch.tensor([0.5, 2.0, 3.0])
+    single = task_loss("single", LOGITS, ONE_HOT, epsilon, class_weights_C=weights)
+    expected = F.cross_entropy(LOGITS, INDEX, weights, reduction="none", label_smoothing=epsilon)
+    torch.testing.assert_close(single, expected)
+    mixed = 0.3 * ONE_HOT + 0.7 * ONE_HOT.flip(0)
+    expected = F.cross_entropy(LOGITS, mixed, weights, reduction="none", label_smoothing=epsilon)
+    torch.testing.assert_close(task_loss("single", LOGITS, mixed, epsilon, class_weights_C=weights), expected)
+    several = task_loss("multilabel", LOGITS, HOT, epsilon, class_weights_C=weights)
+    of_each = torch.nn.BCEWithLogitsLoss(reduction="none", pos_weight=weights)
+    torch.testing.assert_close(several, of_each(LOGITS, HOT * (1 - epsilon) + epsilon / 3).sum(1))
+
+
+def test_class_weights_of_each_task():
+    head = HeadConfig(tasks={"kind": 3, "tags": 3}, task={"tags": "multilabel"}, task_weights={"tags": 0.5})
+    targets = {source: {"kind": ONE_HOT, "tags": HOT} for source in ("", "alpha")}
+    logits = {"kind": LOGITS, "tags": LOGITS.flip(0)}
+    weights = {"kind": torch.tensor([0.5, 2.0, 3.0]), "tags": torch.tensor([4.0, 1.0, 9.0])}
+    found = example_losses(prediction({"alpha": logits}, logits), targets, head, class_weights=weights)
+    kind = task_loss("single", LOGITS, ONE_HOT, class_weights_C=weights["kind"])
+    tags = task_loss("multilabel", LOGITS.flip(0), HOT, class_weights_C=weights["tags"])
+    torch.testing.assert_close(found, (kind + 0.5 * tags) / 1.5)

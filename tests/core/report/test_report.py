@@ -51,7 +51,7 @@ def drawn(monkeypatch, toys):
     monkeypatch.setattr(Beta, "draw", beta)
 
 
-def make_run(folder, head, targets, logits, ids=None, about=None, failed=()):
+def make_run(folder, head, targets, logits, ids=None, about=None, failed=(), majority=None):
     """A run folder as training leaves it; `targets` and `logits`: task -> one a clip."""
     torch.manual_seed(0)
     config = tiny("bottleneck", 0, modalities=MODALITIES, head={"classes": None, **head})
@@ -89,6 +89,7 @@ def make_run(folder, head, targets, logits, ids=None, about=None, failed=()):
         {"alpha": present, "beta": torch.ones_like(present)},
         kinds,
         {rows_of[i]: message for i, message in bad.items()},
+        majority or {},
     )
     write_predictions(folder, found, manifest, "test", about)
     return folder
@@ -169,6 +170,21 @@ def test_what_is_on_the_page(run):
     assert "train 24 4–5" in text
     wrong = int((~right).sum())
     assert page.count("<article>\n  <h3>") == min(12, wrong)
+
+
+def test_a_model_that_is_no_better_than_one_answer_is_told(tmp_path):
+    """Of each task: the largest class of the train split, as it does on these clips; the mean."""
+    kind = torch.tensor([0] * 8 + [1] * 16)
+    size = torch.arange(CLIPS).float()[:, None]
+    head = {"tasks": {"kind": 3, "size": 1}, "task": {"kind": "single", "size": "regression"}}
+    said = {"kind": torch.tensor([1.0, 0.0, 0.0]).repeat(CLIPS, 1), "size": torch.full_like(size, 11.5)}
+    run = make_run(tmp_path / "run", head, {"kind": kind, "size": size}, said, majority={"kind": 0})
+    text = html.unescape(text_of(write_report(run).read_text(encoding="utf-8")))
+    assert f"kind/top1 33.3 % is no better than always answering {HOSTILE!r}, the largest class of the train" in text
+    assert "of the train split (33.3 %); nor is kind/balanced_accuracy 50.0 % (50.0 %). size/r2 0.000 is no" in text
+    assert "size/r2 0.000 is no better than always answering the mean." in text
+    assert f"Always answering {HOSTILE} would be right for 8." in text
+    assert "kind/macro_f1 0.250" in text  # (2 x 8 / (24 + 8) + 0) / 2
 
 
 def test_nothing_hostile_gets_through(run):
@@ -306,6 +322,7 @@ def test_several_tasks_have_a_section_each(tmp_path):
     for words in ("Task animal", "Task tags", "Task size", "Worst classes", "Best classes", "1 classes have no clip"):
         assert words in page
     assert page.count("On average it is off by 0.25.") == 2
+    assert "no better than" not in page
     assert [len(task.figures) for task in contents.tasks] == [2, 4, 2]
     assert len(contents.hardest) == 12
     assert len(contents.attention) == 4

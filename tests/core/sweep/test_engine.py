@@ -86,6 +86,8 @@ def test_results_hold_what_the_figures_need(tmp_path):
     assert result.examples == 8
     assert {"top1", "top1[alpha]", "top1[beta]", "loss"} <= result.metrics.keys()
     assert result.score == result.metrics["top1"]
+    assert result.listed == ("top1", "macro_f1", "balanced_accuracy")
+    assert set(result.listed) < result.metrics.keys()
     assert result.clips_per_second > 0
     assert result.cost.parameters == sum(p.numel() for p in train_again(result, tmp_path).model.parameters())
     assert result.curve_name == "top1"

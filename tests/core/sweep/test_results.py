@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -39,6 +40,26 @@ def test_how_many_rows_were_evaluated():
     assert columns(summarise([one, other]))[1][0][2] == "7-8"
     assert columns(summarise([result({"a": "1"}, 0, 0.5, examples=None)]))[1][0][2] == ""
     assert markdown_table(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| :-- | --: |\n| x\\|y | 1 |\n"
+
+
+def test_other_metrics_stand_beside_the_main_one(tmp_path):
+    """In the table and for programs; they judge nothing, and are not drawn."""
+    several = {"main": ("size/r2",), "listed": ("size/r2", "size/rmse", "size/pearson")}
+    values = [{"size/r2": 0.5, "size/rmse": 71.25}, {"size/r2": 0.7, "size/rmse": 70.0}]
+    results = [
+        replace(result({"layer": "0"}, seed, 0.0), metrics=metrics, **several) for seed, metrics in enumerate(values)
+    ]
+    [row] = summarise(results)
+    assert row.mean == pytest.approx({"size/r2": 0.6, "size/rmse": 70.625})
+    assert row.score == (pytest.approx(0.6), pytest.approx(math.sqrt(0.02)))
+    names, rows = columns([row])
+    assert names[:5] == ["layer", "size/r2", "size/rmse", "examples", "seeds"]
+    assert rows[0][:3] == ["0", "0.6000 ± 0.1414", "70.625 ± 0.88388"]
+    report = comparison(tmp_path, results, "layers", "")
+    assert report.document["points"][0]["mean"] == pytest.approx(row.mean)
+    drawn = (tmp_path / "results.svg").read_text()
+    assert "size/r2" in drawn
+    assert "size/rmse" not in drawn
 
 
 def test_what_a_comparison_leaves(tmp_path):
