@@ -429,8 +429,8 @@ class Cache:
         options = self._options(entry)
         size = 0.0
         start, stop = self._span(entry, clip)
-        if "frames" in reads and clip.size is not None:
-            height, width = clip.size
+        if "frames" in reads and (sides := clip.size) is not None:  # it decodes a picture
+            height, width = sides
             scale = options["short_side"] / min(height, width) if options.get("short_side") else 1.0
             seconds = min(stop, clip.duration_of("frames") or 0.0) - start
             frames = max(1.0, seconds * (clip.frame_rate or 0.0))
