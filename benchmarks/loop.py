@@ -118,9 +118,9 @@ def _loop(experiment: Any, parts: list[list[Any]], prepare: Any, steps: int, eve
 
     model, config = mbt.MBT(experiment.mbt_config()), experiment.train
     optimizer, head = make_optimizer(model, config, torch.device("cpu")), model.config.head
-    for step, (x, y) in enumerate(islice(cycle(parts[0]), steps), 1):
+    for step, (batch, y) in enumerate(islice(cycle(parts[0]), steps), 1):
         with torch.no_grad():
-            x = prepare(x)
+            x = prepare(batch)
         targets = dict.fromkeys([*x, ""], dense_targets(y, head))
         loss = example_losses(model(x), targets, head, None, config.label_smoothing).mean()
         loss.backward()
@@ -202,7 +202,8 @@ def processes(ways: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, subpr
 
 
 def ask(process: subprocess.Popen[str], seconds: float) -> float:
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     process.stdin.write(f"{seconds}\n")
     process.stdin.flush()
     return float(process.stdout.readline())
