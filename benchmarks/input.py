@@ -218,7 +218,7 @@ def run_spectrogram(rounds: int, batch: int = 16) -> None:
     def bare(start: float) -> None:
         padded = torch.nn.functional.pad(wave.float(), (432, 432))
         spectrum = torch.stft(padded, 1024, 160, 400, log_mel.window, center=False, return_complex=True)
-        torch.matmul(spectrum.abs().square().transpose(1, 2), log_mel.filters)
+        torch.matmul(spectrum.abs().square().transpose(1, 2), log_mel.filters[::2])
 
     found = race({"bare": bare, "ours": lambda start: preprocess(sample) is None}, rounds)
     print(line(f"spectrograms of {batch}: bare FFT and mel", found["bare"], found["bare"]))

@@ -13,6 +13,7 @@ from typer.main import get_command_from_info, get_group
 from typer.models import CommandInfo
 
 from mbt_cli.output import fail
+from mbt_cli.threads import settle_waiting
 from mbt_core.errors import MBTError, nearest
 from mbt_core.hookspecs import CommandSpec
 from mbt_core.plugins import load_object, registry
@@ -115,4 +116,6 @@ def _show_warning(message: Any, category: Any, *_: Any, **__: Any) -> None:
 
 def main() -> None:
     """Entry point of the script ``mbt``."""
+    if sys.argv[1:] and not sys.argv[1].startswith("-"):  # a command
+        settle_waiting(os.environ)
     app()

@@ -32,7 +32,7 @@ class Progress(Listener):
         if self.bar is None:
             self._start_bar(total, 0)
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, description="reading clips")
+            self.bar.update(self.task, completed=done, total=total, description="reading clips")
             if done == total:
                 self._stop_bar()
 

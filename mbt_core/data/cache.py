@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -38,7 +38,11 @@ DECODER = 512 << 20
 LARGEST = 512 << 20
 """Bytes of a clip that is kept on disk: a process decodes it as a whole."""
 CHUNK = 8
-"""Headers that a process reads at a time."""
+"""Headers, or small clips, that a process reads at a time."""
+SMALL = 8 << 20
+"""Bytes of a clip that is decoded as soon as its size is known, while it looks as if there were room for all."""
+SAMPLE = 64
+"""Sizes that tell what to expect of the others."""
 SLACK = 0.5
 """Seconds kept past the last window of a span: a modality may round its window up."""
 
@@ -62,6 +66,22 @@ class Entry:
     start: float | None
     end: float | None
     fps: float | None = None
+
+
+class Measured(NamedTuple):
+    """What was found out of an entry.
+
+    Args:
+        entry: it.
+        size: bytes that it takes; 0 if it cannot be read.
+        clip: its content; None: it was not asked for, or cannot be decoded.
+        tried: whether there is nothing more to try.
+    """
+
+    entry: Entry
+    size: int
+    clip: MemoryClip | None = None
+    tried: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +173,7 @@ class Cache:
         rows = np.concatenate([np.zeros(0, np.int64), *(manifest.splits[s] for s in splits if s in manifest.splits)])
         auto = config.cache == "auto"
         room = auto_room() if auto else Room(free_memory())
-        sizes, expected = cache.estimate(manifest, rows, room)
+        sizes, expected = cache.estimate(manifest, rows, room, decode=True, progress=progress)
         chosen = room.choose(sizes)
         if (chosen or expected <= room.total) and (cache.fill(chosen, room, progress) or auto):
             left_out = len(sizes) - len(cache._kept)
@@ -202,75 +222,101 @@ class Cache:
                 clips |= dict.fromkeys(entry.names, clip)
         return clips
 
-    def estimate(self, manifest: Manifest, rows: np.ndarray, room: Room) -> tuple[dict[Entry, int], float]:
+    def estimate(
+        self,
+        manifest: Manifest,
+        rows: np.ndarray,
+        room: Room,
+        decode: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[dict[Entry, int], float]:
         """The bytes that rows' decoded clips will take, from their headers, until it is more than there is room for.
+
+        Args:
+            manifest, rows: what will be read.
+            room: for all.
+            decode: keep small clips at once, while it looks as if there were room for all: `fill` decodes the others.
+            progress: called with (clips decoded, clips to decode, as far as it is known).
 
         Returns:
             What can be kept -> its size, empty if it is more; and the size of all together.
         """
         sizes: dict[Entry, int] = {}
         seen: set[Entry] = set()
-        shuffled, looked_at, counted = np.random.default_rng(0).permutation(rows), 0, 0
+        shuffled, looked_at, counted, total, kept = np.random.default_rng(0).permutation(rows), 0, 0, 0, 0
 
-        def entries() -> Iterator[Entry]:
+        def expected(so_far: int) -> float:
+            return so_far * max(1.0, len(rows) / max(1, looked_at))
+
+        def items() -> Iterator[tuple[Entry, bool]]:
             nonlocal looked_at
             for row in shuffled:
                 looked_at += 1
                 for entry in self._needed(manifest, row):
                     if entry not in seen:
                         seen.add(entry)
-                        yield entry
+                        yield entry, decode and len(sizes) >= SAMPLE and expected(total) <= room.total
 
-        for entry, size in self._pool(self._sized).map(entries(), CHUNK):
-            if size is None:
-                continue
+        pool = Pool(_each(self._measured), self.workers, patience_for(self.timeout), tries=1)
+        for entry, size, clip, tried in pool.map(items(), CHUNK):
             sizes[entry] = size
-            counted += min(size, room.largest)
+            total, counted = total + size, counted + min(size, room.largest)
             if counted > room.total:
-                return {}, sum(sizes.values()) * max(1.0, len(rows) / looked_at)
-        return sizes, sum(sizes.values())
+                self._kept.clear()
+                if progress and kept:
+                    progress(len(sizes), len(sizes))
+                return {}, expected(total)
+            if clip is not None and kept + clip.nbytes <= room.total:
+                self._keep(entry, clip)
+                kept += clip.nbytes
+            elif tried:
+                self._plain.add(entry)
+            if progress and kept:
+                progress(len(self._kept), max(len(sizes) + 1, round(expected(len(seen)))))
+        return sizes, total
 
     def fill(self, sizes: Mapping[Entry, int], room: Room, progress: Callable[[int, int], None] | None = None) -> bool:
-        """Decodes into memory what there is room for, what is being decoded included.
+        """Decodes into memory what there is room for and is not there yet, what is being decoded included.
 
         Args:
-            sizes: of `estimate`.
+            sizes: of `estimate`; what else is kept is dropped.
             room: for all, and for one.
             progress: called with (clips decoded, clips to decode).
 
         Returns:
             Whether there was room for all.
         """
-        kept, ahead, enough = 0, 0, True
+        self._kept = {entry: clip for entry, clip in self._kept.items() if entry in sizes}
+        todo = {entry: size for entry, size in sizes.items() if entry not in self._kept and entry not in self._plain}
+        kept, ahead, enough = self.nbytes, 0, True
 
-        def admitted() -> Iterator[Entry]:
+        def admitted() -> Iterator[tuple[Entry, bool]]:
             nonlocal ahead, enough
-            for entry, size in sizes.items():
+            for entry, size in todo.items():
                 if kept + ahead + size > room.total:
                     enough = False
                     return
                 ahead += size
-                yield entry
+                yield entry, True
 
-        most = min(
-            MEMORY, 3 * max(sizes.values(), default=0) + DECODER
-        )  # frames one by one, as an array, and on their way here
-        decoded = self._pool(self._decoded, memory=most).map(admitted())
-        for done, (entry, clip) in enumerate(decoded, start=1):
-            ahead -= sizes[entry]
+        # frames one by one, as an array, and on their way here
+        most = min(MEMORY, 3 * max(todo.values(), default=0) + DECODER)
+        pool = Pool(_each(self._decoded), self.workers, patience_for(self.timeout), tries=1, memory=most)
+        for done, (entry, _, clip, _) in enumerate(pool.map(admitted()), start=1 + len(sizes) - len(todo)):
+            ahead -= todo[entry]
             if clip is not None and kept + clip.nbytes <= room.total:
-                self._kept[entry] = clip.copy()  # out of the memory of the process that decoded it
+                self._keep(entry, clip)
                 kept += clip.nbytes
             elif clip is not None:
                 enough = False
             if progress:
                 progress(done, len(sizes))
+        if progress and not todo:
+            progress(len(sizes), len(sizes))
         return enough
 
-    def _pool(self, read: Callable[[Entry], tuple[Entry, Any]], **options: Any) -> Pool:
-        """Processes that read entries; of one that a process dies of there is nothing, as it need not be kept."""
-        each: Each[Entry, tuple[Entry, Any], Any] = Each(read, lambda entry, why: (entry, None))
-        return Pool(each, self.workers, patience_for(self.timeout), tries=1, **options)
+    def _keep(self, entry: Entry, clip: MemoryClip) -> None:
+        self._kept[entry] = clip.copy()  # out of the memory of the process that decoded it
 
     def _needed(self, manifest: Manifest, index: int) -> list[Entry]:
         """What a row needs; what is not on disk is left out."""
@@ -302,11 +348,28 @@ class Cache:
                 groups.append(([name], {reads: settings}))
         return [Entry(path, tuple(members), start, end, fps) for members, _ in groups]
 
-    def _decoded(self, entry: Entry) -> tuple[Entry, MemoryClip | None]:
+    def _measured(self, item: tuple[Entry, bool]) -> Measured:
+        """An entry's size from the file's header, and if it is asked for and small, its content."""
+        entry, decode = item
         try:
-            return entry, self._decode(entry)
+            with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
+                size = self._size(entry, clip)
+                if not decode or size > SMALL:
+                    return Measured(entry, size)
+                try:
+                    return Measured(entry, size, self._decode(entry, clip), True)
+                except (DataError, OSError, MemoryError):
+                    return Measured(entry, size, tried=True)
         except (DataError, OSError, MemoryError):
-            return entry, None
+            return Measured(entry, 0, tried=decode)
+
+    def _decoded(self, item: tuple[Entry, bool]) -> Measured:
+        entry, _ = item
+        try:
+            with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
+                return Measured(entry, 0, self._decode(entry, clip), True)
+        except (DataError, OSError, MemoryError):
+            return Measured(entry, 0, tried=True)
 
     def _options(self, entry: Entry) -> dict[str, Any]:
         """The entry's settings, all together."""
@@ -319,12 +382,10 @@ class Cache:
             return start, max(start, clip.duration or 0.0)
         return start, max(entry.end, start + max(self.seconds[name] for name in entry.names)) + SLACK
 
-    def _decode(self, entry: Entry) -> MemoryClip:
-        options = self._options(entry)
-        with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
-            reads = {self.reads[name] for name in entry.names}
-            start, stop = self._span(entry, clip)
-            return decode_all(clip, reads, start, stop, options.get("short_side"), options.get("rate", 0))
+    def _decode(self, entry: Entry, clip: Clip) -> MemoryClip:
+        options, reads = self._options(entry), {self.reads[name] for name in entry.names}
+        start, stop = self._span(entry, clip)
+        return decode_all(clip, reads, start, stop, options.get("short_side"), options.get("rate", 0))
 
     def _load(self, entry: Entry) -> MemoryClip | None:
         """The entry from its file, which is made if it is not there or damaged; None: it cannot be kept."""
@@ -352,39 +413,38 @@ class Cache:
                 return MemoryClip.load(file)
             except (DataError, OSError):
                 pass  # damaged: made anew below
-        if self._size(entry) > LARGEST:
-            raise DataError(f"{entry.path}: too large to be kept as a whole")
-        clip = self._decode(entry)
+        with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as opened:
+            if self._size(entry, opened) > LARGEST:
+                raise DataError(f"{entry.path}: too large to be kept as a whole")
+            clip = self._decode(entry, opened)
         try:
             write_atomically(file, clip.save)
         except MBTError as error:
             warnings.warn(f"{error}. Clips are decoded anew each time", MBTWarning, stacklevel=1)
         return clip
 
-    def _sized(self, entry: Entry) -> tuple[Entry, int]:
-        return entry, self._size(entry)
-
-    def _size(self, entry: Entry) -> int:
-        """Bytes an entry will take, from the file's header; 0 if it cannot be read."""
+    def _size(self, entry: Entry, clip: Clip) -> int:
+        """Bytes an entry will take, from the header of its file. Raises `DataError` if it cannot be read."""
         reads = {self.reads[name] for name in entry.names}
         options = self._options(entry)
         size = 0.0
-        try:
-            with open_clip(entry.path, timeout=self.timeout, fps=entry.fps) as clip:
-                start, stop = self._span(entry, clip)
-                if "frames" in reads and clip.size is not None:
-                    height, width = clip.size
-                    scale = options["short_side"] / min(height, width) if options.get("short_side") else 1.0
-                    seconds = min(stop, clip.duration_of("frames") or 0.0) - start
-                    frames = max(1.0, seconds * (clip.frame_rate or 0.0))
-                    size += frames * height * width * 3 * scale**2
-                if "waveform" in reads and clip.has("waveform"):
-                    size += max(0.0, min(stop, clip.duration_of("waveform") or 0.0) - start) * options["rate"] * 4
-                if "array" in reads and clip.has("array"):
-                    size += 4 * math.prod(clip.shape)
-        except (DataError, OSError, MemoryError):
-            return 0
+        start, stop = self._span(entry, clip)
+        if "frames" in reads and (sides := clip.size) is not None:  # it decodes a picture
+            height, width = sides
+            scale = options["short_side"] / min(height, width) if options.get("short_side") else 1.0
+            seconds = min(stop, clip.duration_of("frames") or 0.0) - start
+            frames = max(1.0, seconds * (clip.frame_rate or 0.0))
+            size += frames * height * width * 3 * scale**2
+        if "waveform" in reads and clip.has("waveform"):
+            size += max(0.0, min(stop, clip.duration_of("waveform") or 0.0) - start) * options["rate"] * 4
+        if "array" in reads and clip.has("array"):
+            size += 4 * math.prod(clip.shape)
         return round(size)
+
+
+def _each(read: Callable[[tuple[Entry, bool]], Measured]) -> Each[tuple[Entry, bool], Measured, Any]:
+    """Work that reads entries; of one that a process dies of there is nothing, as it need not be kept."""
+    return Each(read, lambda item, why: Measured(item[0], 0, tried=True))
 
 
 def disk_folder(name: str = "decoded") -> Path:

@@ -19,7 +19,7 @@ from mbt_core.data.labels import Labels
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.windows import view_positions, window_for
 from mbt_core.errors import ConfigError, DataError, MBTError, unknown
-from mbt_core.media import Clip, absence, exists, open_clip
+from mbt_core.media import Clip, MemoryClip, absence, exists, open_clip
 from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Sample
 
@@ -59,6 +59,14 @@ class Example:
     targets: dict[str, Tensor]
     weight: float
     error: str | None = None
+
+
+class _Held(NamedTuple):
+    """A row with its clips, all of them in memory, and its targets."""
+
+    row: Row
+    clips: dict[str, Readable]
+    targets: dict[str, Tensor]
 
 
 class ClipDataset(Dataset[list[Example]]):
@@ -103,6 +111,7 @@ class ClipDataset(Dataset[list[Example]]):
         each = dropout if isinstance(dropout, Mapping) else dict.fromkeys(modalities, dropout)
         self.dropout = {name: each.get(name, 0.0) for name in modalities}
         self._blanks = {name: modality.blank() for name, modality in modalities.items()}
+        self._held: dict[int, _Held] = {}
 
     def __len__(self) -> int:
         return len(self.manifest)
@@ -117,9 +126,10 @@ class ClipDataset(Dataset[list[Example]]):
             DataError: for a row without a label of one of the tasks.
         """
         draw = Draw(*draw)
-        targets = self._targets(draw)
+        held = None if self.cache is None else self._held.get(draw.index)
+        targets = self._targets(draw) if held is None else held.targets
         try:
-            views = self.samples(self.manifest.row(draw.index), draw)
+            views = self.samples(self.manifest.row(draw.index) if held is None else held.row, draw)
         except (DataError, OSError) as error:
             return self._failed(draw, str(error))
         return [self._example(draw.index, view, samples, targets) for view, samples in enumerate(views)]
@@ -154,8 +164,16 @@ class ClipDataset(Dataset[list[Example]]):
             DataError, OSError: if it cannot be read.
         """
         with ExitStack() as stack:
-            clips = self._open(row, stack)
+            held = None if self.cache is None else self._held.get(row.index)
+            clips = self._open(row, stack) if held is None else held.clips
+            if held is None and self.cache is not None and self.cache.complete:
+                self._hold(row, clips, draw)
             return self._read_training(row, clips, draw) if self.training else self._read_views(row, clips)
+
+    def _hold(self, row: Row, clips: dict[str, Readable], draw: Draw) -> None:
+        """Keeps what there is to find out of a row, if all of its clips are in memory."""
+        if all(isinstance(clip, MemoryClip) for clip in clips.values()):
+            self._held[row.index] = _Held(row, clips, self._targets(draw))
 
     def _targets(self, draw: Draw) -> dict[str, Tensor]:
         return {task: torch.as_tensor(labels.target(draw.index)) for task, labels in self.labels.items()}

@@ -74,6 +74,7 @@ class Clip(Closing):
         self._folder: PictureFolder | FrameFolder | None = None
         self._array: Stored | None = None
         self._text: str | None = None
+        self._is_folder: bool | None = None
 
     @classmethod
     def of_text(cls, text: str, name: str) -> Self:
@@ -91,7 +92,7 @@ class Clip(Closing):
             self._container.close()
         if self._file is not None and self._file is not self._source:
             self._file.close()
-        self._file = self._container = self._folder = self._array = self._text = None
+        self._file = self._container = self._folder = self._array = self._text = self._is_folder = None
 
     def has(self, reads: str) -> bool:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
@@ -289,7 +290,9 @@ class Clip(Closing):
 
     def _in_folder(self) -> PictureFolder | FrameFolder | None:
         """The opened folder, if it is one."""
-        if self._folder is None and isinstance(self._source, str | Path) and os.path.isdir(self._source):
+        if self._is_folder is None:
+            self._is_folder = isinstance(self._source, str | Path) and os.path.isdir(self._source)
+        if self._folder is None and self._is_folder:
             path = str(self._source)
             with self._reading("list it"):
                 names = numbering(path)

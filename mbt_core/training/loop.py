@@ -99,6 +99,14 @@ def make_plan(config: TrainConfig, rows: int, batch_size: int, monitor: str | No
     return Plan(max(1, steps), batch_size, every, monitor)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seeds the processor's generator and the device's, as `torch.manual_seed` does; that looks through all kinds of
+    devices in every step, and walks the stack for those that are not in use."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 def gain(monitor: str, metrics: Mapping[str, float]) -> float | None:
     """The monitored metric, negated if lower is better; None where val says nothing (no positives, one example)."""
     value = metrics.get(monitor, math.nan)
@@ -154,6 +162,7 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._loss = torch.zeros((), device=fabric.device)
         self._seen = 0
+        self._ready = False
 
     def resume(self) -> None:
         """Puts back the state that was saved last.
@@ -232,9 +241,11 @@ class Trainer:
         """
         step, config = self.progress.step, self.config
         seed = np.random.SeedSequence((config.seed, step, self.fabric.global_rank))
-        torch.manual_seed(int(seed.generate_state(1, np.uint64)[0]) >> 1)
+        seed_generators(int(seed.generate_state(1, np.uint64)[0]) >> 1, self.fabric.device)
         rng = np.random.default_rng(seed)
-        set_training(self.wrapped)
+        if not (self._ready and self.model.training):  # it goes through all modules
+            set_training(self.wrapped)
+            self._ready = True
         set_lr(self.optimizer, config.lr * lr_factor(step, self.plan.steps, config.warmup))
         class_weights = self.class_weights.of_step(weight, class_sums)
         # gradients are averaged over the processes: so every example weighs the same, on whichever it is

@@ -328,3 +328,33 @@ def test_an_evaluation_of_other_rows_keeps_nothing(data: Path) -> None:
     cache = Cache(modalities, 10.0)
     assert_same(examples(manifest, modalities, None, False), examples(manifest, modalities, cache, False))
     assert cache.nbytes == 0
+
+
+def test_small_clips_are_opened_once_for_size_and_content(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    monkeypatch.setattr(caches, "SAMPLE", 0)
+    opened, original = [], caches.open_clip
+    monkeypatch.setattr(caches, "open_clip", lambda path, **options: opened.append(path) or original(path, **options))
+    decoded, steps = decodings(monkeypatch), []
+    config = DataConfig(cache="memory", workers=0)
+    cache = Cache.choose(config, manifest, modalities, ("train",), None, lambda *step: steps.append(step))
+    assert cache is not None
+    assert len(opened) == len(decoded) + 1  # the damaged file is not decoded, and not tried twice
+    assert steps[-1] == (10, 10)
+    assert_same(examples(manifest, modalities, None, True), examples(manifest, modalities, cache, True))
+
+
+def test_what_turns_out_not_to_fit_is_not_kept(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modalities = four(p=0.3, s=0.45)
+    manifest = read(data, modalities)
+    monkeypatch.setattr(caches, "SAMPLE", 0)
+    monkeypatch.setattr(caches, "CHUNK", 1)
+    cache, steps = Cache(modalities, 10.0), []
+    rows = manifest.splits["train"]
+    needed = cache.estimate(manifest, rows, Room(10**9))[1]
+    sizes, expected = cache.estimate(manifest, rows, Room(int(needed) // 2), True, lambda *step: steps.append(step))
+    assert not sizes
+    assert expected > needed // 2
+    assert cache.nbytes == 0
+    assert not steps or steps[-1][0] == steps[-1][1]  # no bar is left behind

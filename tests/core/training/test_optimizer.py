@@ -9,6 +9,7 @@ import torch
 import mbt_core as mbt
 from mbt_core.config import TrainConfig
 from mbt_core.model.block import Block
+from mbt_core.training.loop import seed_generators
 from mbt_core.training.optimizer import freeze, lr_factor, make_optimizer, parameter_groups, set_lr, set_training
 from toy.models import build_tiny, inputs_for
 
@@ -172,3 +173,10 @@ def test_only_blocks_with_nothing_trained_stay_in_evaluation():
         assert still == {f"{name}.{i}" for name in expected for i in range(3)}
         assert model.training
         assert all(stream.training for stream in model.streams.values())
+
+
+def test_a_step_draws_as_after_seeding_everything():
+    seed_generators(11, torch.device("cpu"))
+    drawn = torch.rand(5)
+    torch.manual_seed(11)
+    assert torch.equal(drawn, torch.rand(5))
