@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class VitWeights:
         heads, act, eps: attention heads, activation and epsilon of the layer norms, if known.
         kind: the kind of modality it was trained on; None: images.
         tokenizer: the tokenizer's own state, where it has no patch kernel.
+        settings: of a stream, the configuration of its modality.
+        architecture: the timm model that a file is said to be of, if it is.
         source: where it came from, for messages.
     """
 
@@ -43,7 +46,15 @@ class VitWeights:
     eps: float | None = None
     kind: str | None = None
     tokenizer: Mapping[str, Tensor] | None = None
+    settings: Any = None
+    architecture: str = ""
     source: str = ""
+
+    @property
+    def patch(self) -> tuple[int, int] | None:
+        """(height, width) of an image's patch; None where there is none."""
+        kernel = self.state.get("patch_embed.proj.weight")
+        return None if kernel is None or kernel.ndim < 4 else (kernel.shape[-2], kernel.shape[-1])
 
     @property
     def kernel(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mbt_cli.output import table
 from mbt_core.evaluate.metrics import as_text
-from mbt_core.training.events import Listener
+from mbt_core.training.events import Choice, Listener
 
 
 class Progress(Listener):
@@ -67,6 +68,11 @@ class Progress(Listener):
 
     def message(self, text: str) -> None:
         self.console.print(text)
+
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        made = table(["setting", "chosen", "by"], choices)
+        made.columns[1].justify = made.columns[2].justify = "left"
+        self.console.print(made)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         self._stop_bar()

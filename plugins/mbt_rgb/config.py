@@ -81,6 +81,8 @@ class RgbConfig(PictureConfig):
             raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (came: {self.tubelet})")
         if self.sample_frames is not None and self.stem != "patch":
             raise ValueError("sample_frames is the reference's linear embedding of patches: set stem to 'patch'")
+        if self.size == "auto":
+            return self
         if self.frames != "auto":
             pixels = max(self.scaled_side**2, math.prod(self.read_sides))
             check_sample(3 * self.frames * pixels, "frames and size (or short_side, scale_jitter)")

@@ -1,0 +1,142 @@
+"""What an experiment leaves to the weights that it starts from, to the number of its clips and to the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mbt_core.config import BackboneConfig, Experiment, TrainConfig
+from mbt_core.errors import MBTError
+from mbt_core.measure.flops import count, count_step
+from mbt_core.pretrained.follow import follow_weights
+from mbt_core.schema import PictureConfig
+from mbt_core.training.events import Choice
+
+WORK = {"cpu": 6e13}
+"""Kind of device -> floating-point operations that a training whose passes are ``auto`` may take: about ten minutes
+of two cores."""
+WORK_OF_ACCELERATOR = 2e16
+"""The same of all others: about ten minutes of a GPU of today."""
+EXAMPLES = 12_000
+PASSES = (5, 30)
+"""The fewest and the most passes over the training rows; between them `EXAMPLES` in all."""
+ENOUGH = 8
+"""Passes without which everything is not tuned: fewer of them do less than many of the fused layers."""
+FEW = 50
+"""Rows below which only the head is tuned."""
+
+
+def follow(experiment: Experiment, device: str) -> Experiment:
+    """With what follows from the weights it starts from; see `follow_weights`.
+
+    Args:
+        experiment: as it was asked for.
+        device: its kind (``cpu``, ``cuda`` ...); on others than the CPU pictures of ``auto`` size are large.
+
+    Raises:
+        ConfigError, DataError: as `follow_weights`.
+    """
+    model, modalities = follow_weights(experiment.model, experiment.modalities)
+    if device != "cpu":
+        modalities = {
+            name: config.model_copy(update=config.largest()) if isinstance(config, PictureConfig) else config
+            for name, config in modalities.items()
+        }
+    return experiment.model_copy(update={"model": model, "modalities": modalities})
+
+
+def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, dict[str, str]]:
+    """With ``train.tune``, ``train.cache_lower`` and ``train.epochs`` in place of ``auto``, and why, by key.
+
+    Everything is tuned if the device can pass over the clips often enough in about ten minutes; else what lies above
+    the fusion layer, and what enters it is computed once. Of very few clips only the head is tuned.
+
+    Args:
+        experiment: resolved but for these.
+        rows: of the train split.
+        device: kind of device.
+    """
+    train, reasons = experiment.train, dict[str, str]()
+    if "auto" not in (train.tune, train.cache_lower, train.epochs):
+        return experiment, reasons
+    budget = WORK.get(device, WORK_OF_ACCELERATOR)
+    clips, where = f"{rows:,} clips", "the CPU" if device == "cpu" else f"a device {device!r}"
+    wanted = min(max(EXAMPLES / rows, PASSES[0]), PASSES[1])
+    tunes = [tune for tune in ("all", "fused", "head") if train.tune in ("auto", tune)]
+    affordable = 0.0
+    for tune in tunes[1:] if len(tunes) > 1 and rows < FEW else tunes:
+        chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune)})
+        affordable = _affordable(experiment, chosen, rows, budget)
+        if affordable >= min(wanted, ENOUGH):
+            break
+    if train.tune == "auto":
+        reasons["train.tune"] = f"{clips} on {where}"
+    if train.cache_lower == "auto":
+        reasons["train.cache_lower"] = "below, nothing is trained" if chosen.cache_lower else "all is trained"
+    if train.epochs == "auto":
+        passes = round(min(wanted, max(affordable, PASSES[0])))
+        chosen = chosen.model_copy(update={"epochs": float(passes)})
+        reasons["train.epochs"] = f"{clips}" if passes >= round(wanted) else f"{clips}, in about ten minutes on {where}"
+    return experiment.model_copy(update={"train": chosen}), reasons
+
+
+def _caches(experiment: Experiment, tune: str) -> bool:
+    """``train.cache_lower``, or what ``auto`` comes to where `tune` is trained."""
+    train, drop = experiment.train, experiment.model.patch_drop
+    if train.cache_lower != "auto":
+        return train.cache_lower
+    drawn = train.mixup > 0 or any(drop.values() if isinstance(drop, dict) else [drop])
+    return tune != "all" and not drawn and train.tune == "auto"
+
+
+def _affordable(experiment: Experiment, train: TrainConfig, rows: int, budget: float) -> float:
+    """Passes over the rows that `budget` operations are enough for."""
+    config = experiment.mbt_config()
+    try:
+        step, parts = count_step(config, train).flops, count(config).flops
+    except MBTError:
+        raise
+    except Exception:  # a tokenizer of a plugin that needs values of its tensors cannot be counted
+        return 0.0
+    once = 0
+    if train.cache_lower:
+        once = parts["tokenizers"] + parts["stream layers"] + (parts["fused layers"] if train.tune == "head" else 0)
+    return (budget / rows - once) / max(step - once, 1)
+
+
+def explain(asked: Experiment, followed: Experiment, chosen: Experiment, reasons: dict[str, str]) -> list[Choice]:
+    """What was left open, in the order of the configuration; nothing of an experiment that leaves no training open.
+
+    Args:
+        asked: by the user and the recipe.
+        followed: with what `follow` filled.
+        chosen: with everything filled.
+        reasons: of `choose`.
+    """
+    model, train = asked.model, asked.train
+    if "auto" not in (model.backbone, model.fusion.layer, train.tune, train.epochs):
+        return []
+    found = []
+    for name, config in asked.modalities.items():
+        for field in config.auto_fields():
+            told = getattr(followed.modalities[name], field) != "auto"
+            value = getattr(chosen.modalities[name], field)
+            found.append(Choice(f"modalities.{name}.{field}", _text(value), "the weights" if told else "the data"))
+    if model.backbone == "auto":
+        found.append(Choice("model.backbone", _text(chosen.model.backbone), "the weights"))
+    if model.pool == "auto":
+        found.append(Choice("model.pool", _text(chosen.model.pool), "the weights"))
+    if model.fusion.layer == "auto":
+        found.append(Choice("model.fusion.layer", _text(chosen.model.fusion.layer), "two thirds of the depth"))
+    for key, reason in reasons.items():
+        found.append(Choice(key, _text(getattr(chosen.train, key.partition(".")[2])), reason))
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, BackboneConfig):
+        return ", ".join(f"{name} {_text(number)}" for name, number in value.model_dump(exclude_defaults=True).items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_text, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
