@@ -11,15 +11,15 @@ from mbt_core.pretrained.follow import follow_weights
 from mbt_core.schema import PictureConfig
 from mbt_core.training.events import Choice
 
-WORK = {"cpu": 6e13}
-"""Kind of device -> floating-point operations that a training whose passes are ``auto`` may take: about ten minutes
-of two cores."""
+WORK = {"cpu": 4e13}
+"""Kind of device -> floating-point operations that a training whose passes are ``auto`` may take: five to ten
+minutes of two cores."""
 WORK_OF_ACCELERATOR = 2e16
-"""The same of all others: about ten minutes of a GPU of today."""
+"""The same of all others: minutes of a GPU."""
 EXAMPLES = 12_000
 PASSES = (5, 30)
 """The fewest and the most passes over the training rows; between them `EXAMPLES` in all."""
-ENOUGH = 8
+ENOUGH = 5
 """Passes without which everything is not tuned: fewer of them do less than many of the fused layers."""
 FEW = 50
 """Rows below which only the head is tuned."""
@@ -47,7 +47,7 @@ def follow(experiment: Experiment, device: str) -> Experiment:
 def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, dict[str, str]]:
     """With ``train.tune``, ``train.cache_lower`` and ``train.epochs`` in place of ``auto``, and why, by key.
 
-    Everything is tuned if the device can pass over the clips often enough in about ten minutes; else what lies above
+    Everything is tuned if the device can pass over the clips often enough in minutes; else what lies above
     the fusion layer, and what enters it is computed once. Of very few clips only the head is tuned.
 
     Args:
@@ -63,7 +63,7 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     wanted = min(max(EXAMPLES / rows, PASSES[0]), PASSES[1])
     tunes = [tune for tune in ("all", "fused", "head") if train.tune in ("auto", tune)]
     affordable = 0.0
-    for tune in tunes[1:] if len(tunes) > 1 and rows < FEW else tunes:
+    for tune in tunes[-1:] if rows < FEW else tunes:
         chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune)})
         affordable = _affordable(experiment, chosen, rows, budget)
         if affordable >= min(wanted, ENOUGH):
@@ -75,7 +75,7 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     if train.epochs == "auto":
         passes = round(min(wanted, max(affordable, PASSES[0])))
         chosen = chosen.model_copy(update={"epochs": float(passes)})
-        reasons["train.epochs"] = f"{clips}" if passes >= round(wanted) else f"{clips}, in about ten minutes on {where}"
+        reasons["train.epochs"] = f"{clips}" if passes >= round(wanted) else f"{clips}, for minutes on {where}"
     return experiment.model_copy(update={"train": chosen}), reasons
 
 

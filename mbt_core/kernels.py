@@ -51,10 +51,13 @@ class VitWeights:
     source: str = ""
 
     @property
-    def patch(self) -> tuple[int, int] | None:
-        """(height, width) of an image's patch; None where there is none."""
+    def patch(self) -> int | tuple[int, int] | None:
+        """Side of an image's patch, or (height, width) where they differ; None where there is none."""
         kernel = self.state.get("patch_embed.proj.weight")
-        return None if kernel is None or kernel.ndim < 4 else (kernel.shape[-2], kernel.shape[-1])
+        if kernel is None or kernel.ndim < 4:
+            return None
+        height, width = kernel.shape[-2:]
+        return height if height == width else (height, width)
 
     @property
     def kernel(self) -> Tensor:

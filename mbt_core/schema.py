@@ -29,7 +29,7 @@ Count = Annotated[PositiveInt, Field(le=1_000_000)]
 """Of frames, samples of a patch and the like: what nobody needs is refused before memory is taken for it."""
 Seconds = Annotated[PositiveFloat, Field(le=1e7)]
 AUTO_PATCH = 16
-AUTO_PATCHES = (8, 14)
+AUTO_PATCHES = (4, 14)
 """The fewest and the most patches along a side of pictures of ``auto`` size."""
 AUTO_TOKENS = 256
 """Most patches of a sample of such pictures, unless they are the fewest along a side."""
@@ -99,8 +99,8 @@ class PictureConfig(PatchedConfig):
     """What every kind has whose input is pictures, scaled, cropped and cut into patches."""
 
     size: Sides | Auto = 224
-    """Height and width of the input, a number or [height, width]; ``auto``: as large as the training data's pictures,
-    8 to 14 patches on a side, and at most 256 in all; with an accelerator 14."""
+    """Height and width of the input, a number or [height, width]; ``auto``: twice that of the training data's pictures,
+    4 to 14 patches a side, and at most 256 patches in all; with an accelerator 14 a side."""
     patch: Sides | Auto = 16
     """Height and width of a patch, a number or [height, width]; ``auto``: that of the weights in `model.pretrained`,
     else 16."""
@@ -149,7 +149,8 @@ class PictureConfig(PatchedConfig):
             fewest, most = AUTO_PATCHES
             most = max(fewest, min(most, math.isqrt(AUTO_TOKENS // slices)))
             sides = sorted(min(picture) for picture in pictures if picture is not None)
-            count = sides[len(sides) // 2] // patch if sides else most
+            # a patch is to cover less of a small picture than of a large one
+            count = 2 * sides[len(sides) // 2] // patch if sides else most
             found["size"] = patch * min(max(count, fewest), most)
         return found
 

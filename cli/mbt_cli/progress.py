@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from mbt_cli.output import table
+from mbt_cli.output import WIDE, table
 from mbt_core.evaluate.metrics import as_text
 from mbt_core.training.events import Choice, Listener
 
@@ -72,7 +72,7 @@ class Progress(Listener):
     def chosen(self, choices: Sequence[Choice]) -> None:
         made = table(["setting", "chosen", "by"], choices)
         made.columns[1].justify = made.columns[2].justify = "left"
-        self.console.print(made)
+        self.console.print(made, width=None if self.console.is_terminal else WIDE)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         self._stop_bar()
