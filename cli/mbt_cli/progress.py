@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ class Progress(Listener):
     """A bar with loss, clips per second and time left; a line per evaluation. Plain lines without a terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        width = None if sys.stderr.isatty() else WIDE
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
         self.bar: Bar | None = None
         self._last = 0.0
 
@@ -72,7 +74,7 @@ class Progress(Listener):
     def chosen(self, choices: Sequence[Choice]) -> None:
         made = table(["setting", "chosen", "by"], choices)
         made.columns[1].justify = made.columns[2].justify = "left"
-        self.console.print(made, width=None if self.console.is_terminal else WIDE)
+        self.console.print(made)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         self._stop_bar()

@@ -76,7 +76,7 @@ class Rgb(Modality):
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 duration = clip.duration_of("frames")  # None for a still
-                size = clip.size
+                size = clip.size if config.size == "auto" else None
             except MediaError as error:
                 failed = failed or error
                 continue  # counted where the data is checked

@@ -14,7 +14,7 @@ from small import mbt
 
 SURFACE = {
     "": "--debug --help --version",
-    "train": "--modalities --recipe --data --set --out --resume --device --devices --nodes --parallel --precision"
+    "train": "--modalities --recipe --data --pretrained --set --out --resume --device --devices --nodes --parallel --precision"
     " --show-init --tune --cache-lower --quiet --help",
     "eval": "RUN --data --split --views --subsets --rows --missing --device --json --help",
     "predict": "RUN FILES --top --every --device --json --help",
