@@ -6,7 +6,8 @@ from typing import Any
 
 from mbt_core.config import BackboneConfig, Experiment, TrainConfig
 from mbt_core.errors import MBTError
-from mbt_core.measure.flops import count, count_step
+from mbt_core.measure.flops import Count, count, count_step
+from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.follow import follow_weights
 from mbt_core.schema import PictureConfig
 from mbt_core.training.events import Choice
@@ -62,16 +63,16 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     clips, where = f"{rows:,} clips", "the CPU" if device == "cpu" else f"a device {device!r}"
     wanted = min(max(EXAMPLES / rows, PASSES[0]), PASSES[1])
     tunes = [tune for tune in ("all", "fused", "head") if train.tune in ("auto", tune)]
-    affordable = 0.0
+    counted, affordable = _count(experiment), 0.0
     for tune in tunes[-1:] if rows < FEW else tunes:
-        chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune)})
-        affordable = _affordable(experiment, chosen, rows, budget)
+        chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune, rows, counted)})
+        affordable = _affordable(experiment, chosen, rows, budget, counted)
         if affordable >= min(wanted, ENOUGH):
             break
     if train.tune == "auto":
         reasons["train.tune"] = f"{clips} on {where}"
     if train.cache_lower == "auto":
-        reasons["train.cache_lower"] = "below, nothing is trained" if chosen.cache_lower else "all is trained"
+        reasons["train.cache_lower"] = _why_cached(chosen)
     if train.epochs == "auto":
         passes = round(min(wanted, max(affordable, PASSES[0])))
         chosen = chosen.model_copy(update={"epochs": float(passes)})
@@ -79,28 +80,43 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     return experiment.model_copy(update={"train": chosen}), reasons
 
 
-def _caches(experiment: Experiment, tune: str) -> bool:
-    """``train.cache_lower``, or what ``auto`` comes to where `tune` is trained."""
+def _count(experiment: Experiment) -> Count | None:
+    """What a forward pass takes; None where a plugin's tokenizer needs values of its tensors, and cannot be counted."""
+    try:
+        return count(experiment.mbt_config())
+    except MBTError:
+        raise
+    except Exception:
+        return None
+
+
+def _caches(experiment: Experiment, tune: str, rows: int, counted: Count | None) -> bool:
+    """``train.cache_lower``, or what ``auto`` comes to where `tune` is trained: whether nothing is drawn below, and all
+    fits into ``train.cache_limit``."""
     train, drop = experiment.train, experiment.model.patch_drop
     if train.cache_lower != "auto":
         return train.cache_lower
     drawn = train.mixup > 0 or any(drop.values() if isinstance(drop, dict) else [drop])
-    return tune != "all" and not drawn and train.tune == "auto"
+    if tune == "all" or drawn or counted is None:
+        return False
+    numbers = sum(counted.tokens.values()) * resolve_backbone(experiment.model.backbone).dim
+    return 2 * numbers * rows < train.cache_limit * 1e9
 
 
-def _affordable(experiment: Experiment, train: TrainConfig, rows: int, budget: float) -> float:
+def _affordable(experiment: Experiment, train: TrainConfig, rows: int, budget: float, counted: Count | None) -> float:
     """Passes over the rows that `budget` operations are enough for."""
-    config = experiment.mbt_config()
-    try:
-        step, parts = count_step(config, train).flops, count(config).flops
-    except MBTError:
-        raise
-    except Exception:  # a tokenizer of a plugin that needs values of its tensors cannot be counted
+    if counted is None:
         return 0.0
-    once = 0
+    step, parts, once = count_step(experiment.mbt_config(), train).flops, counted.flops, 0
     if train.cache_lower:
         once = parts["tokenizers"] + parts["stream layers"] + (parts["fused layers"] if train.tune == "head" else 0)
     return (budget / rows - once) / max(step - once, 1)
+
+
+def _why_cached(train: TrainConfig) -> str:
+    if train.tune == "all":
+        return "all is trained"
+    return "nothing is trained below" if train.cache_lower else "something is drawn below, or it would take much room"
 
 
 def explain(asked: Experiment, followed: Experiment, chosen: Experiment, reasons: dict[str, str]) -> list[Choice]:

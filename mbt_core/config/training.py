@@ -65,8 +65,8 @@ class TrainConfig(StrictModel):
     """Patterns (shell style) of parameter names that stay as they are."""
     cache_lower: bool | Auto = False
     """Compute what enters the first trained layer (with `tune` fused or head) once and keep it on disk; every clip is
-    then read as in evaluation: its middle, without augmentation. ``auto``: where `tune` is ``auto`` too and comes to
-    less than all."""
+    then read as in evaluation: its middle, without augmentation. ``auto``: where less than all is
+    trained."""
     cache_limit: float = Field(50.0, gt=0)
     """Gigabytes that `cache_lower` may take."""
     eval_every: int | Auto = "auto"

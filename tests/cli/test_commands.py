@@ -110,10 +110,10 @@ def test_fine_tuning_in_one_flag(demo, tmp_path):
     assert table["setting"] == ["chosen", "by"]
     assert table["modalities.rgb.patch"] == ["8", "the weights"]
     assert table["modalities.rgb.size"] == ["64", "the data"]
-    assert table["model.backbone"] == ["dim 64, depth 2, heads 1", "the weights"]
+    assert table["model.backbone"] == ["dim 64, depth 2, heads 1, mlp 256", "the weights"]
     assert table["model.fusion.layer"] == ["1", "two thirds of the depth"]
     assert table["train.tune"] == ["head", "27 clips on the CPU"]
-    assert table["train.cache_lower"] == ["true", "below, nothing is trained"]
+    assert table["train.cache_lower"] == ["true", "nothing is trained below"]
     assert "train.epochs" not in table  # steps are set
     experiment = load("runs/fine-tune-rgb-audio").experiment
     assert (experiment.model.backbone.depth, experiment.model.fusion.layer, experiment.train.tune) == (2, 1, "head")

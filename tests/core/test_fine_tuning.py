@@ -72,6 +72,8 @@ def test_what_is_set_stays():
     assert chosen(1000, train={"tune": "head", "epochs": 3})[0] == ("head", False, 3)
     assert chosen(1000, train={**AUTO, "tune": "all"})[0] == ("all", False, 12)
     assert chosen(20, train={**AUTO, "tune": "all"})[0] == ("all", False, 30)
+    assert chosen(20, train={**AUTO, "cache_limit": 1e-6})[0] == ("head", False, 30)
+    assert chosen(1000, train={**AUTO, "tune": "fused"})[0] == ("fused", True, 12)
     assert chosen(20, train={**AUTO, "cache_lower": False})[0] == ("head", False, 30)
     assert chosen(20, train={**AUTO, "mixup": 0.2})[0] == ("head", False, 30)
     assert chosen(20, patch_drop=0.5)[0] == ("head", False, 30)
