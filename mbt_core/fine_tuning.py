@@ -11,6 +11,7 @@ from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.follow import follow_weights
 from mbt_core.schema import PictureConfig
 from mbt_core.training.events import Choice
+from mbt_core.training.lower import is_constant
 
 WORK = {"cpu": 4e13}
 """Kind of device -> floating-point operations that a training whose passes are ``auto`` may take: five to ten
@@ -109,7 +110,8 @@ def _affordable(experiment: Experiment, train: TrainConfig, rows: int, budget: f
         return 0.0
     step, parts, once = count_step(experiment.mbt_config(), train).flops, counted.flops, 0
     if train.cache_lower:
-        once = parts["tokenizers"] + parts["stream layers"] + (parts["fused layers"] if train.tune == "head" else 0)
+        whole = train.tune == "head" and is_constant(experiment.model.fusion, train)
+        once = parts["tokenizers"] + parts["stream layers"] + (parts["fused layers"] if whole else 0)
     return (budget / rows - once) / max(step - once, 1)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mbt_core.attached import portable
-from mbt_core.config import Experiment, TrainConfig
+from mbt_core.config import Experiment, FusionConfig, TrainConfig
 from mbt_core.data.cache import disk_folder
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw
@@ -85,8 +85,12 @@ def find_cut(model: MBT, config: TrainConfig) -> int | None:
             "train.cache_lower: model.patch_drop leaves out tokens before the first layer, in every step others; set "
             "model.patch_drop=0, or train.cache_lower=false"
         )
-    constant = fusion.eval_bottlenecks and not fusion.exchange_drop and not _any(config.modality_dropout)
-    return depth if constant and all(name.startswith("head.") for name in trained) else fusion.first
+    return depth if is_constant(fusion, config) and all(name.startswith("head.") for name in trained) else fusion.first
+
+
+def is_constant(fusion: FusionConfig, config: TrainConfig) -> bool:
+    """Whether the fused layers, frozen, make the same of a clip in every epoch and in evaluation."""
+    return fusion.eval_bottlenecks and not fusion.exchange_drop and not _any(config.modality_dropout)
 
 
 def _any(rates: float | Mapping[str, float]) -> bool:
