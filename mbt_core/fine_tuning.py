@@ -24,7 +24,7 @@ PASSES = (5, 30)
 ENOUGH = 5
 """Passes without which everything is not tuned: fewer of them do less than many of the fused layers."""
 FEW = 50
-"""Rows below which only the head is tuned."""
+"""Rows below which nothing below the fusion layer is tuned: they are too few to improve on the weights."""
 
 
 def follow(experiment: Experiment, device: str) -> Experiment:
@@ -50,7 +50,7 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     """With ``train.tune``, ``train.cache_lower`` and ``train.epochs`` in place of ``auto``, and why, by key.
 
     Everything is tuned if the device can pass over the clips often enough in minutes; else what lies above
-    the fusion layer, and what enters it is computed once. Of very few clips only the head is tuned.
+    the fusion layer, and what enters it is computed once. Of very few clips no more than that.
 
     Args:
         experiment: resolved but for these.
@@ -65,7 +65,9 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     wanted = min(max(EXAMPLES / rows, PASSES[0]), PASSES[1])
     tunes = [tune for tune in ("all", "fused", "head") if train.tune in ("auto", tune)]
     counted, affordable = _count(experiment), 0.0
-    for tune in tunes[-1:] if rows < FEW else tunes:
+    if rows < FEW and len(tunes) > 1:
+        tunes.remove("all")
+    for tune in tunes:
         chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune, rows, counted)})
         affordable = _affordable(experiment, chosen, rows, budget, counted)
         if affordable >= min(wanted, ENOUGH):

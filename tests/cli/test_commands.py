@@ -112,11 +112,11 @@ def test_fine_tuning_in_one_flag(demo, tmp_path):
     assert table["modalities.rgb.size"] == ["64", "the data"]
     assert table["model.backbone"] == ["dim 64, depth 2, heads 1, mlp 256", "the weights"]
     assert table["model.fusion.layer"] == ["1", "two thirds of the depth"]
-    assert table["train.tune"] == ["head", "27 clips on the CPU"]
+    assert table["train.tune"] == ["fused", "27 clips on the CPU"]
     assert table["train.cache_lower"] == ["true", "nothing is trained below"]
     assert "train.epochs" not in table  # steps are set
     experiment = load("runs/fine-tune-rgb-audio").experiment
-    assert (experiment.model.backbone.depth, experiment.model.fusion.layer, experiment.train.tune) == (2, 1, "head")
+    assert (experiment.model.backbone.depth, experiment.model.fusion.layer, experiment.train.tune) == (2, 1, "fused")
     assert not [field for config in experiment.modalities.values() for field in config.auto_fields()]
     again = mbt("train", "--data", demo, "-m", "rgb,audio", "--pretrained", "runs/fine-tune-rgb-audio", "-q",
                 "--tune", "all", "--set", "train.steps=1", "--show-init")  # fmt: skip

@@ -62,7 +62,7 @@ def test_what_is_computed_once_costs_no_pass(monkeypatch):
 
 
 def test_few_and_very_many_clips(monkeypatch):
-    assert chosen(20)[0] == ("head", True, 30)
+    assert chosen(20)[0] == ("fused", True, 30)
     assert chosen(1_000_000, "cuda")[0][2] == 5
     monkeypatch.setattr(fine_tuning, "WORK", {"cpu": 1})  # whatever there is, some passes are made
     assert chosen(1000)[0] == ("head", True, 5)
@@ -72,11 +72,11 @@ def test_what_is_set_stays():
     assert chosen(1000, train={"tune": "head", "epochs": 3})[0] == ("head", False, 3)
     assert chosen(1000, train={**AUTO, "tune": "all"})[0] == ("all", False, 12)
     assert chosen(20, train={**AUTO, "tune": "all"})[0] == ("all", False, 30)
-    assert chosen(20, train={**AUTO, "cache_limit": 1e-6})[0] == ("head", False, 30)
+    assert chosen(20, train={**AUTO, "cache_limit": 1e-6})[0] == ("fused", False, 30)
     assert chosen(1000, train={**AUTO, "tune": "fused"})[0] == ("fused", True, 12)
-    assert chosen(20, train={**AUTO, "cache_lower": False})[0] == ("head", False, 30)
-    assert chosen(20, train={**AUTO, "mixup": 0.2})[0] == ("head", False, 30)
-    assert chosen(20, patch_drop=0.5)[0] == ("head", False, 30)
+    assert chosen(20, train={**AUTO, "cache_lower": False})[0] == ("fused", False, 30)
+    assert chosen(20, train={**AUTO, "mixup": 0.2})[0] == ("fused", False, 30)
+    assert chosen(20, patch_drop=0.5)[0] == ("fused", False, 30)
 
 
 def test_the_table_has_what_was_auto_and_nothing_else():
