@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class VitWeights:
         heads, act, eps: attention heads, activation and epsilon of the layer norms, if known.
         kind: the kind of modality it was trained on; None: images.
         tokenizer: the tokenizer's own state, where it has no patch kernel.
+        settings: of a stream, the configuration of its modality.
+        architecture: the timm model that a file is said to be of, if it is.
         source: where it came from, for messages.
     """
 
@@ -43,7 +46,18 @@ class VitWeights:
     eps: float | None = None
     kind: str | None = None
     tokenizer: Mapping[str, Tensor] | None = None
+    settings: Any = None
+    architecture: str = ""
     source: str = ""
+
+    @property
+    def patch(self) -> int | tuple[int, int] | None:
+        """Side of an image's patch, or (height, width) where they differ; None where there is none."""
+        kernel = self.state.get("patch_embed.proj.weight")
+        if kernel is None or kernel.ndim < 4:
+            return None
+        height, width = kernel.shape[-2:]
+        return height if height == width else (height, width)
 
     @property
     def kernel(self) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mbt_core.kernels import VitWeights, adapt_kernel
 from mbt_core.patch import PatchTokenizer
+from mbt_core.schema import PictureConfig, validate
 from mbt_core.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -97,6 +98,21 @@ class Modality(ABC):
                 of which reading raises `DataError` are to be left out; raise it only if none is left.
         """
         return config
+
+    @classmethod
+    def fit_weights(cls, config: Any, weights: VitWeights) -> Any:
+        """Fills fields left at ``"auto"`` that follow from the weights a stream starts from; `fit` fills the rest.
+
+        Of a run's stream of this kind these are the fields of `ModalityConfig.of_weights`; of an image ViT a picture's
+        patch.
+        """
+        filled: dict[str, Any] = {}
+        if weights.settings is not None and weights.kind == config.kind:
+            own = {name: getattr(weights.settings, name) for name in config.of_weights if name in config.auto_fields()}
+            filled = {name: value for name, value in own.items() if value != "auto"}
+        elif isinstance(config, PictureConfig) and config.patch == "auto" and weights.patch is not None:
+            filled = {"patch": weights.patch}
+        return validate(type(config), config.model_dump() | filled) if filled else config
 
     @classmethod
     def example(cls, config: Any, path: Path, rng: np.random.Generator) -> Path | None:

@@ -14,6 +14,7 @@ from mbt_core.data.missing import Losses, check_missing
 from mbt_core.data.source import ask_for_data, open_manifest, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError
+from mbt_core.fine_tuning import Choice, choose, explain, follow
 from mbt_core.model import MBT
 from mbt_core.resolve import check_tasks, doubts, make_modalities, resolve
 from mbt_core.training.folder import RunFolder, changed_data
@@ -23,9 +24,9 @@ from mbt_core.training.processes import Team
 
 def prepare(
     experiment: Experiment, classes: Classes | None, fresh: bool, team: Team, earlier: RunFolder | None
-) -> tuple[Experiment, Manifest, dict[str, Losses], list[str]]:
-    """The resolved experiment, its data, what is missing of each split, and what a user should know of them: found by
-    the first process for all.
+) -> tuple[Experiment, Manifest, dict[str, Losses], list[str], list[Choice]]:
+    """The resolved experiment, its data, what is missing of each split, what a user should know of them, and what was
+    chosen for a fine-tuning: found by the first process for all.
 
     `classes`: those of a run that goes on; None: the manifest's. `earlier`: where it is noted what data these must be.
     """
@@ -34,9 +35,11 @@ def prepare(
     if size != "auto" and size % team.world:
         raise ConfigError(f"train.batch_size: {size} is not a multiple of the {team.world} processes")
 
-    def find() -> tuple[Experiment, dict[str, Losses], list[str], Classes]:
+    def find() -> tuple[Experiment, dict[str, Losses], list[str], list[Choice], Classes]:
         nonlocal manifest
-        modalities = make_modalities(experiment)
+        device = team.fabric.device.type
+        followed = follow(experiment, device) if fresh else experiment
+        modalities = make_modalities(followed)
         manifest = open_manifest(experiment.data, modalities, experiment.model.head, classes)
         require_train(manifest)
         if not fresh:  # else `resolve` does it
@@ -48,17 +51,20 @@ def prepare(
             manifest.require_labels(TEST)
         losses = {split: check_missing(manifest, split, experiment.data.max_missing) for split in used}
         require_modalities(manifest, modalities, experiment.data.timeout, experiment.data.workers)
-        resolved = resolve(experiment, manifest) if fresh else experiment
+        resolved, choices = followed, list[Choice]()
+        if fresh:
+            resolved, reasons = choose(resolve(followed, manifest), len(manifest.usable(TRAIN)), device)
+            choices = explain(experiment, followed, resolved, reasons)
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)
         notes = [*doubts(resolved, manifest), *repeated(manifest)] if fresh else []
-        return resolved, losses, notes, manifest.classes
+        return resolved, losses, notes, choices, manifest.classes
 
-    resolved, losses, notes, known = team.share(find)
+    resolved, losses, notes, choices, known = team.share(find)
     if manifest is None:
         ask_for_data(resolved.data)  # or the first process would have refused them
         manifest = open_manifest(resolved.data, make_modalities(resolved), resolved.model.head, known)
-    return resolved, manifest, losses, notes
+    return resolved, manifest, losses, notes, choices
 
 
 def _fitting_batch(experiment: Experiment, fabric: Fabric) -> int:

@@ -18,6 +18,7 @@ from mbt_core.settings import apply_sets, merge, read_yaml
 
 DEFAULT_WITHOUT_DATA = "demo"
 DEFAULT_WITH_DATA = "small"
+DEFAULT_WITH_WEIGHTS = "fine-tune"
 LENGTHS = ("train.steps", "train.epochs")
 """Settings that say how long to train: one of them counts, a user's before a recipe's."""
 
@@ -83,23 +84,29 @@ def assemble(
     data: str | None = None,
     sets: Sequence[str] = (),
     overrides: Iterable[tuple[str, Any]] = (),
+    pretrained: str | None = None,
 ) -> tuple[Experiment, Recipe]:
     """The experiment that flags ask for, and the recipe it is based on.
 
     Args:
         modalities: ``NAME[=KIND],...``; all of the recipe's by default.
-        recipe: by default ``demo`` without `data`, else ``small``.
+        recipe: by default ``fine-tune`` with `pretrained`, ``demo`` without `data`, else ``small``.
         data: manifest, folder or shards.
         sets: ``KEY.PATH=VALUE`` each, applied last.
         overrides: (``KEY.PATH``, value) of further flags; None is skipped.
+        pretrained: weights to start from; the model has their geometry, whatever the recipe's is, unless `sets` say
+            another.
 
     Raises:
         ConfigError: before any work.
     """
     if data is not None and not is_there(data):
         raise ConfigError(f"--data {data}: no such file or folder")
-    chosen = read_recipe(recipe or (DEFAULT_WITH_DATA if data else DEFAULT_WITHOUT_DATA))
+    default = DEFAULT_WITH_WEIGHTS if pretrained else DEFAULT_WITH_DATA if data else DEFAULT_WITHOUT_DATA
+    chosen = read_recipe(recipe or default)
     offered = _offered(chosen)
+    if pretrained is not None:
+        offered = {name: _without_stem(settings) for name, settings in offered.items()}
     if modalities is None and ((recipe is None and data is not None) or not offered):
         known = ", ".join(sorted(registry().modalities))
         raise ConfigError(
@@ -107,7 +114,7 @@ def assemble(
         )
     own = {name: settings.get("kind", name) for name, settings in offered.items()}
     instances = own if modalities is None else parse_instances(modalities)
-    tree = merge(chosen.tree, {})
+    tree = merge(chosen.tree, {}) if pretrained is None else _of_weights(chosen, pretrained, sets)
     tree["modalities"] = {
         name: {"kind": kind, **offered.get(name if own.get(name) == kind else kind, {})}
         for name, kind in instances.items()
@@ -127,12 +134,30 @@ def assemble(
     return experiment, chosen
 
 
+def _of_weights(recipe: Recipe, pretrained: str, sets: Sequence[str]) -> dict[str, Any]:
+    """A recipe's tree with the weights and, but where `sets` say otherwise, their geometry in place of its own."""
+    own = {} if any(text.strip().startswith("model.backbone.") for text in sets) else {"backbone": "auto"}
+    tree = merge({"model": {}}, recipe.tree)
+    tree["model"] = {**tree["model"], **own, "pretrained": pretrained}
+    return merge(tree, {"model": {"fusion": {"layer": "auto"}}})
+
+
+def _without_stem(settings: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's settings of a modality for weights, whose patches are embedded as theirs were."""
+    return {key: value for key, value in settings.items() if key != "stem"}
+
+
 def check_length(train: TrainConfig) -> None:
     """Raises `ConfigError` if both `steps` and `epochs` say how long to train. In runs of before, epochs counted."""
     if train.epochs is not None and isinstance(train.steps, int):
         raise ConfigError(
-            f"train.steps={train.steps} and train.epochs={train.epochs:g} are both given; leave out one of them"
+            f"train.steps={train.steps} and train.epochs={passes(train)} are both given; leave out one of them"
         )
+
+
+def passes(train: TrainConfig) -> str:
+    """``train.epochs`` for people."""
+    return f"{train.epochs:g}" if isinstance(train.epochs, (int, float)) else str(train.epochs)
 
 
 def says_length(assignment: str) -> bool:

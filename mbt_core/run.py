@@ -332,8 +332,10 @@ def train(
                 ask_for_data(experiment.data)
             classes = progress.classes if progress is not None else None
             earlier = None if fresh or accept_changed_data else folder
-            experiment, manifest, losses, notes = prepare(experiment, classes or None, fresh, team, earlier)
+            experiment, manifest, losses, notes, choices = prepare(experiment, classes or None, fresh, team, earlier)
             every = [*listeners, *loggers] if team.is_first else []
+            if choices:
+                Listeners(every).chosen(choices)
 
             def start() -> None:
                 ask_for_data(experiment.data, lasting=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -27,6 +28,11 @@ Sides = Side | tuple[Side, Side]
 Count = Annotated[PositiveInt, Field(le=1_000_000)]
 """Of frames, samples of a patch and the like: what nobody needs is refused before memory is taken for it."""
 Seconds = Annotated[PositiveFloat, Field(le=1e7)]
+AUTO_PATCH = 16
+AUTO_PATCHES = (4, 14)
+"""The fewest and the most patches along a side of pictures of ``auto`` size."""
+AUTO_TOKENS = 256
+"""Most patches of a sample of such pictures, unless they are the fewest along a side."""
 LARGEST_SAMPLE = 1 << 28
 """Most numbers that a sample may have."""
 ModelT = TypeVar("ModelT", bound="StrictModel")
@@ -51,6 +57,8 @@ class StrictModel(BaseModel):
 class ModalityConfig(StrictModel):
     """What every kind of modality is configured by. Fields may be ``"auto"``: `Modality.fit` fills them from data."""
 
+    of_weights: ClassVar[tuple[str, ...]] = ("patch", "size", "mean", "std")
+    """Names of the fields that, left at ``"auto"``, are taken from the run whose weights training starts from."""
     attached: ClassVar[tuple[str, ...]] = ()
     """Names of the fields that hold paths of files without which a model is nothing (a vocabulary): folders of runs
     and models hold copies of them. Such a field is a path as a string, or None."""
@@ -90,15 +98,19 @@ class PatchedConfig(ModalityConfig):
 class PictureConfig(PatchedConfig):
     """What every kind has whose input is pictures, scaled, cropped and cut into patches."""
 
-    size: Sides = 224
-    """Height and width of the input, a number or [height, width]."""
-    patch: Sides = 16
-    """Height and width of a patch, a number or [height, width]."""
+    size: Sides | Auto = 224
+    """Height and width of the input, a number or [height, width]; ``auto``: twice that of the training data's pictures,
+    4 to 14 patches a side, and at most 256 patches in all; with an accelerator 14 a side."""
+    patch: Sides | Auto = 16
+    """Height and width of a patch, a number or [height, width]; ``auto``: that of the weights in `model.pretrained`,
+    else 16."""
     short_side: Side | None = None
     """Length to which a picture's shorter side is scaled before the crop; not given: size * 256 / 224."""
 
     @model_validator(mode="after")
     def _patches_fit(self) -> Self:
+        if "auto" in (self.size, self.patch):
+            return self
         (height, width), (rows, columns) = self.sides, self.patch_sides
         if rows > height or columns > width:
             raise ValueError(f"patch {self.patch} is larger than size {self.size}")
@@ -106,28 +118,53 @@ class PictureConfig(PatchedConfig):
 
     @property
     def sides(self) -> tuple[int, int]:
-        """(height, width) of the input."""
-        return _both(self.size)
+        """(height, width) of the input. Raises `ConfigError` while `size` is ``auto``."""
+        return self._both("size", self.size)
 
     @property
     def patch_sides(self) -> tuple[int, int]:
-        """(height, width) of a patch."""
-        return _both(self.patch)
+        """(height, width) of a patch. Raises `ConfigError` while `patch` is ``auto``."""
+        return self._both("patch", self.patch)
 
     @property
     def scaled_side(self) -> int:
         """Length of a scaled picture's shorter side."""
         return round(max(self.sides) * 256 / 224) if self.short_side is None else self.short_side
 
+    def _both(self, field: str, side: Sides | Auto) -> tuple[int, int]:
+        if side == "auto":
+            raise ConfigError(f"{self.kind}: {field} is still 'auto'; give a number, or fit it to training data")
+        return (side, side) if isinstance(side, int) else side
+
+    def fitted(self, pictures: Iterable[tuple[int, int] | None], slices: int) -> dict[str, Any]:
+        """What ``auto`` in `patch` and `size` comes to.
+
+        Args:
+            pictures: (height, width) of pictures of the training data, in pixels; None where it is not known.
+            slices: patches of a sample along time.
+        """
+        found: dict[str, Any] = {"patch": AUTO_PATCH} if self.patch == "auto" else {}
+        if self.size == "auto":
+            patch = max(self._both("patch", found.get("patch", self.patch)))
+            fewest, most = AUTO_PATCHES
+            most = max(fewest, min(most, math.isqrt(AUTO_TOKENS // slices)))
+            sides = sorted(min(picture) for picture in pictures if picture is not None)
+            # a patch is to cover less of a small picture than of a large one
+            count = 2 * sides[len(sides) // 2] // patch if sides else most
+            found["size"] = patch * min(max(count, fewest), most)
+        return found
+
+    def largest(self) -> dict[str, Any]:
+        """What ``auto`` in `size` comes to where work is cheap."""
+        if self.size != "auto" or self.patch == "auto":
+            return {}
+        return {"size": AUTO_PATCHES[1] * max(self.patch_sides)}
+
 
 def check_sample(numbers: float, settings: str) -> None:
     """For validators of a kind: raises `ValueError` if `settings` make samples of too many numbers."""
     if numbers > LARGEST_SAMPLE:
         raise ValueError(f"{settings} make samples of {numbers:,.0f} numbers, expected at most {LARGEST_SAMPLE:,}")
-
-
-def _both(side: Sides) -> tuple[int, int]:
-    return (side, side) if isinstance(side, int) else side
 
 
 def _types(annotation: Any) -> set[Any]:

@@ -24,7 +24,7 @@ class Pattern:
         coarse = torch.from_numpy(rng.random((1, 3, 6, 8), np.float32))
         picture = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True).clamp(0, 1)[0]
         self.picture = (picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        self.duration = duration
+        self.duration, self.size = duration, (height, width)
         self.asked: list[float] = []
 
     def duration_of(self, reads: str) -> float | None:

@@ -12,7 +12,18 @@ ModalitiesOption = Annotated[
 ]
 RecipeOption = Annotated[
     str | None,
-    typer.Option(help="Name of a recipe or a YAML file. Default: demo without --data, else small.", show_default=False),
+    typer.Option(
+        help="Name of a recipe or a YAML file. Default: fine-tune with --pretrained, demo without --data, else small.",
+        show_default=False,
+    ),
+]
+PretrainedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights to start from, whose geometry the model takes: a timm name, a weight file (NAME@FILE says which "
+        "timm model it is of), a run or a folder of the hub.",
+        show_default=False,
+    ),
 ]
 DataOption = Annotated[
     str | None,

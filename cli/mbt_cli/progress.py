@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from mbt_cli.output import WIDE, table
 from mbt_core.evaluate.metrics import as_text
-from mbt_core.training.events import Listener
+from mbt_core.training.events import Choice, Listener
 
 
 class Progress(Listener):
     """A bar with loss, clips per second and time left; a line per evaluation. Plain lines without a terminal."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        width = None if sys.stderr.isatty() else WIDE
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
         self.bar: Bar | None = None
         self._last = 0.0
 
@@ -67,6 +70,11 @@ class Progress(Listener):
 
     def message(self, text: str) -> None:
         self.console.print(text)
+
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        made = table(["setting", "chosen", "by"], choices)
+        made.columns[1].justify = made.columns[2].justify = "left"
+        self.console.print(made)
 
     def run_end(self, step: int, metrics: Mapping[str, float]) -> None:
         self._stop_bar()

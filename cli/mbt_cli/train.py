@@ -16,6 +16,7 @@ from mbt_cli.options import (
     DeviceOption,
     FoldsOption,
     ModalitiesOption,
+    PretrainedOption,
     QuietOption,
     RecipeOption,
     ResumeOption,
@@ -38,6 +39,7 @@ def train(
     modalities: ModalitiesOption = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
+    pretrained: PretrainedOption = None,
     sets: SetOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty. Default: runs/NAME.", show_default=False)
@@ -59,24 +61,20 @@ def train(
 
     Without --data and --recipe it trains on the demo, small real videos that are made on first use.
     """
-    from mbt_core.errors import ConfigError
     from mbt_core.recipes import assemble
     from mbt_core.remote import ask_for
     from mbt_core.training.folder import RunFolder
     from mbt_core.training.launch import place
 
-    if parallel not in ("ddp", "fsdp"):
-        raise ConfigError(f"--parallel {parallel}: expected ddp or fsdp")
-    if accept_changed_data and resume is None:
-        raise ConfigError("--accept-changed-data is for a run that goes on; give --resume RUN")
+    _check(parallel, accept_changed_data, resume)
     first = place().rank == 0  # the others of several processes stay silent
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told in a line, not in C++ frames
     settings: dict[str, object] = {"--modalities": modalities, "--recipe": recipe, "--data": data, "--set": sets}
-    settings |= {"--tune": tune, "--precision": precision, "--cache-lower": cache_lower}
+    settings |= {"--pretrained": pretrained, "--tune": tune, "--precision": precision, "--cache-lower": cache_lower}
     flags = [("train.precision", precision), ("train.tune", tune), ("train.cache_lower", cache_lower or None)]
 
     def assembled() -> tuple[str, Experiment]:
-        experiment, chosen = assemble(modalities, recipe, data, sets or (), flags)
+        experiment, chosen = assemble(modalities, recipe, data, sets or (), flags, pretrained)
         if first and not quiet:
             _announce(chosen.name, experiment)
         return f"{Path(chosen.name).stem}-{'-'.join(experiment.modalities)}", experiment
@@ -150,6 +148,15 @@ def _run(
         _leave(run, not talks, report=not finished)
 
 
+def _check(parallel: str, accept_changed_data: bool, resume: Path | None) -> None:
+    from mbt_core.errors import ConfigError
+
+    if parallel not in ("ddp", "fsdp"):
+        raise ConfigError(f"--parallel {parallel}: expected ddp or fsdp")
+    if accept_changed_data and resume is None:
+        raise ConfigError("--accept-changed-data is for a run that goes on; give --resume RUN")
+
+
 def _announce(recipe: str, experiment: Experiment) -> None:
     note(f"recipe {recipe}: {summary(experiment)}")
     if experiment.data.path is None and experiment.data.dataset is not None:
@@ -218,12 +225,14 @@ def _show_init(report: InitReport) -> None:
 def summary(experiment: Experiment) -> str:
     """What was chosen, in one line."""
     from mbt_core.config import BackboneConfig
+    from mbt_core.recipes import passes
 
     model, config = experiment.model, experiment.train
     backbone = model.backbone
     size = f"dim {backbone.dim}, depth {backbone.depth}" if isinstance(backbone, BackboneConfig) else backbone
+    size = "geometry of the weights" if size == "auto" else size
     start = model.pretrained or "from scratch"
-    length = f"{config.epochs:g} epochs" if config.epochs else f"steps {config.steps}"
+    length = f"{passes(config)} epochs" if config.epochs else f"steps {config.steps}"
     return (
         f"{' + '.join(experiment.modalities)}, {size}, {start}, {model.fusion.strategy} from layer "
         f"{model.fusion.layer}, {config.optimizer} {config.lr:g}, batch {config.batch_size}, {length}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
@@ -64,8 +64,8 @@ class FusionConfig(StrictModel):
 
     strategy: str = "bottleneck"
     """Name of the strategy (`mbt plugins list` shows all)."""
-    layer: int = Field(8, ge=0, le=256)
-    """First fused layer: 0 is early fusion, the depth is late fusion."""
+    layer: Annotated[int, Field(ge=0, le=256)] | Auto = 8
+    """First fused layer: 0 is early fusion, the depth is late fusion; ``auto``: after two thirds of the depth."""
     bottlenecks: int = Field(4, gt=0, le=4096)
     """Number of bottleneck tokens B."""
     bottleneck_init: Literal["normal", "positions"] = "normal"
@@ -84,6 +84,13 @@ class FusionConfig(StrictModel):
         if value not in registry().fusions:
             raise ValueError(unknown("fusion strategy", value, registry().fusions))
         return value
+
+    @property
+    def first(self) -> int:
+        """`layer`. Raises `ConfigError` while it is ``auto``."""
+        if self.layer == "auto":
+            raise ConfigError("model.fusion.layer is still 'auto': it follows from the depth of model.backbone")
+        return self.layer
 
 
 class HeadConfig(StrictModel):
@@ -193,13 +200,14 @@ class ModelConfig(StrictModel):
     """The model, but for its modalities."""
 
     backbone: str | BackboneConfig = "vit_base_patch16_224"
-    """A timm VisionTransformer's name, or the geometry itself."""
+    """A timm VisionTransformer's name, or the geometry itself; ``auto``: that of the weights in `pretrained`."""
     pretrained: str | dict[str, str | None] | None = None
     """Where initial weights come from: a timm name or a file or run, for all or one per modality."""
     shared_encoder: bool = False
     """One set of blocks for all streams, or one each."""
-    pool: Literal["cls", "mean", "mean-joint"] = "cls"
-    """Class token; mean over a stream's tokens; or mean over all tokens of all streams (the released models)."""
+    pool: Literal["cls", "mean", "mean-joint", "auto"] = "cls"
+    """Class token; mean over a stream's tokens; or mean over all tokens of all streams (the released models);
+    ``auto``: the class token, unless the weights in `pretrained` have none."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth of the last block; grows linearly from 0 in the first."""
     drop_path_rescale: bool = True
@@ -235,12 +243,27 @@ class ModelConfig(StrictModel):
             self.head = self.head.model_copy(update={"loss": "fused"})
         if self.pool == "mean-joint" and not self.head.shared:
             raise ConfigError("model.head.shared: false needs logits per modality; set model.pool=mean or cls")
-        if isinstance(self.backbone, BackboneConfig) and self.fusion.layer > self.backbone.depth:
-            raise ConfigError(
-                f"model.fusion.layer: {self.fusion.layer} is above the depth {self.backbone.depth}; "
-                f"expected 0 to {self.backbone.depth}"
-            )
+        if isinstance(self.backbone, BackboneConfig):
+            self._check_layer(self.backbone.depth)
         return self
+
+    def of_depth(self, depth: int) -> Self:
+        """With what ``auto`` comes to in a model of `depth` blocks: the fusion layer, and the class token as pool.
+
+        Raises:
+            ConfigError: for a fusion layer above the depth.
+        """
+        self._check_layer(depth)
+        update: dict[str, Any] = {"pool": "cls"} if self.pool == "auto" else {}
+        if self.fusion.layer == "auto":
+            update["fusion"] = self.fusion.model_copy(update={"layer": round(depth * 2 / 3)})
+        return self.model_copy(update=update)
+
+    def _check_layer(self, depth: int) -> None:
+        if self.fusion.layer != "auto" and self.fusion.layer > depth:
+            raise ConfigError(
+                f"model.fusion.layer: {self.fusion.layer} is above the depth {depth}; expected 0 to {depth}"
+            )
 
 
 Modalities = dict[str, SerializeAsAny[ModalityConfig]]

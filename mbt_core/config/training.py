@@ -23,8 +23,9 @@ class TrainConfig(StrictModel):
     """Decides initial weights, order, windows, augmentation, dropout."""
     steps: int | Auto | None = "auto"
     """Optimiser steps; ``auto``: enough for small data, passes over large data capped."""
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the training split, in place of `steps`."""
+    epochs: Annotated[float, Field(gt=0)] | Auto | None = None
+    """Passes over the training split, in place of `steps`; ``auto``: by the number of clips, the work of a pass and the
+    device (`mbt_core.fine_tuning`)."""
     batch_size: int | Auto = 64
     """Examples per optimiser step over all devices; ``auto``: the largest that fits."""
     accumulate: int = Field(1, ge=1)
@@ -59,15 +60,19 @@ class TrainConfig(StrictModel):
     """Probability that a modality is left out of a training example; one always stays."""
     lr_factors: dict[str, NonNegative] = Field(default_factory=dict)
     """Factor on the learning rate of a modality's own parameters."""
+    head_lr_factor: NonNegative = 1.0
+    """Factor on the learning rate of the head, which starts afresh where the rest is pre-trained."""
     layer_decay: float = Field(1.0, gt=0, le=1)
     """Factor on the learning rate per layer below the head."""
-    tune: Literal["all", "fused", "head"] = "all"
-    """What is trained: everything; from the fusion layer on; the classifier only."""
+    tune: Literal["all", "fused", "head", "auto"] = "all"
+    """What is trained: everything; from the fusion layer on; the classifier only; ``auto``: as much as the device has
+    done in minutes (`mbt_core.fine_tuning`)."""
     freeze: list[str] = Field(default_factory=list)
     """Patterns (shell style) of parameter names that stay as they are."""
-    cache_lower: bool = False
+    cache_lower: bool | Auto = False
     """Compute what enters the first trained layer (with `tune` fused or head) once and keep it on disk; every clip is
-    then read as in evaluation: its middle, without augmentation."""
+    then read as in evaluation: its middle, without augmentation. ``auto``: where less than all is
+    trained."""
     cache_limit: float = Field(50.0, gt=0)
     """Gigabytes that `cache_lower` may take."""
     eval_every: int | Auto = "auto"
@@ -122,7 +127,7 @@ class TrainConfig(StrictModel):
 
     @model_validator(mode="after")
     def _nothing_drawn_below(self) -> TrainConfig:
-        if self.cache_lower and self.mixup > 0:
+        if self.cache_lower is True and self.mixup > 0:
             raise ConfigError(
                 f"train.cache_lower: train.mixup={self.mixup:g} mixes tokens before the first layer, in every step "
                 "anew; set train.mixup=0, or train.cache_lower=false"

@@ -57,7 +57,7 @@ def count(config: MBTConfig) -> Count:
     # a fused attention would be one operation, which is not counted on every device
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(inputs, transform=full_length(model))
-    layer = config.fusion.layer
+    layer = config.fusion.first
     flops = dict.fromkeys(PARTS, 0)
     for module, found in counter.get_flop_counts().items():
         name = module.partition(".")[2]

@@ -20,6 +20,11 @@ def resolve_backbone(backbone: str | BackboneConfig) -> BackboneConfig:
     Raises:
         ConfigError: for an unknown name (with the nearest known one), or a timm model of another kind.
     """
+    if backbone == "auto":
+        raise ConfigError(
+            "model.backbone: 'auto' is the geometry of the weights in model.pretrained, and none are given; give "
+            "model.pretrained=SOURCE, or a timm name or a geometry as model.backbone"
+        )
     return backbone if isinstance(backbone, BackboneConfig) else _of_timm(backbone)
 
 

@@ -88,9 +88,8 @@ class MBT(nn.Module):
         for name in (*names, *self.config.head.outputs):
             if hasattr(nn.ModuleDict, name):
                 raise ConfigError(f"the name {name!r} is reserved; choose another one for this modality or task")
-        fusion, depth = self.config.fusion, self.backbone.depth
-        if fusion.layer > depth:
-            raise ConfigError(f"model.fusion.layer: {fusion.layer} is above the depth {depth}; expected 0 to {depth}")
+        self.config = self.config.of_depth(self.backbone.depth)
+        fusion = self.config.fusion
         if not self.config.head.outputs:
             raise ConfigError("model.head: give classes (one task) or tasks (several)")
         drop = self.config.patch_drop
@@ -122,7 +121,7 @@ class MBT(nn.Module):
 
     def _make_blocks(self, names: list[str]) -> nn.ModuleDict:
         """Set of blocks -> layer -> block; only the blocks that are used exist."""
-        depth, first = self.backbone.depth, self.config.fusion.layer
+        depth, first = self.backbone.depth, self.config.fusion.first
         layers = {SHARED: range(depth)} if self.config.shared_encoder else {name: range(depth) for name in names}
         if self.fusion.joint and not self.config.shared_encoder:
             layers = {name: range(first) for name in names} | {JOINT: range(first, depth)}
@@ -137,7 +136,7 @@ class MBT(nn.Module):
     def blocks_of(self, layer: int) -> dict[str, Any]:
         """Name (or `JOINT`, where the strategy runs it) -> the block of `layer`, checkpointed if configured."""
         index, found = str(layer), {}
-        joint = self.fusion.joint and layer >= self.config.fusion.layer
+        joint = self.fusion.joint and layer >= self.config.fusion.first
         # in evaluation without exchange each stream runs through the joint blocks by itself
         for name in [JOINT] if joint and layer >= self.first_fused else self.modalities:
             key = SHARED if self.config.shared_encoder else JOINT if joint else name
@@ -234,7 +233,7 @@ class MBT(nn.Module):
     def first_fused(self) -> int:
         """The first layer with exchange, as the model stands (training or evaluation)."""
         alone = not self.training and not self.config.fusion.eval_bottlenecks
-        return self.backbone.depth if alone else self.config.fusion.layer
+        return self.backbone.depth if alone else self.config.fusion.first
 
     def encode_alone(self, embedded: Mapping[str, Tokens]) -> dict[str, Tokens]:
         """Runs the layers below the fusion layer: each modality's result depends on that modality only."""

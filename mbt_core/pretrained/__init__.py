@@ -7,15 +7,19 @@ from typing import Any
 
 from mbt_core.config import MBTConfig
 from mbt_core.model import MBT
+from mbt_core.pretrained.follow import follow_weights
 from mbt_core.pretrained.report import InitReport
 from mbt_core.pretrained.scenic import convert_scenic, load_scenic_params
 from mbt_core.pretrained.start import initialise
+from mbt_core.schema import validate
 
 __all__ = ["InitReport", "build", "build_with_report", "convert_scenic", "initialise", "load_scenic_params"]
 
 
 def build(config: MBTConfig | Mapping[str, Any]) -> MBT:
     """A fresh model, then initialised from the configuration's ``pretrained`` (a source, or one per modality).
+
+    What is ``auto`` and follows from the source is filled first: ``backbone``, ``pool``, ``fusion.layer``, patches.
 
     Raises:
         ConfigError: for a source that does not fit the model, or that nobody knows.
@@ -26,5 +30,7 @@ def build(config: MBTConfig | Mapping[str, Any]) -> MBT:
 
 def build_with_report(config: MBTConfig | Mapping[str, Any]) -> tuple[MBT, InitReport]:
     """As `build`, with what each part of the model starts from."""
-    model = MBT(config)
+    parsed = validate(MBTConfig, config)
+    followed, modalities = follow_weights(parsed, parsed.modalities)
+    model = MBT(followed.model_copy(update={"modalities": modalities}))
     return model, initialise(model, model.config.pretrained)

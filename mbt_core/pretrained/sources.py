@@ -110,7 +110,7 @@ def _from_file(given: str, path: Path, backbone: str | BackboneConfig) -> Source
         return _from_flax(given, path)
     architecture = path.name.partition(".")[0]
     if not is_model(architecture):
-        architecture = backbone if isinstance(backbone, str) else ""
+        architecture = backbone if isinstance(backbone, str) and backbone != "auto" else ""
     return _image(given, timm_weights.from_file(path, architecture))
 
 
@@ -176,6 +176,7 @@ def _stream(model: MBT, name: str, given: str) -> VitWeights:
         eps=geometry.eps,
         kind=modality.kind,
         tokenizer=None if patches else tokenizer,
+        settings=modality.config,
         source=f"{given} ({name})",
     )
 

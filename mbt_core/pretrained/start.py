@@ -11,6 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from mbt_core.config import BackboneConfig
 from mbt_core.conv_stem import ConvTokenizer
 from mbt_core.errors import ConfigError
 from mbt_core.kernels import VitWeights
@@ -47,27 +48,43 @@ def initialise(model: MBT, pretrained: str | Mapping[str, str | None] | None, re
     """
     if pretrained is None:
         return InitReport.of(model, {})
+    vits, sources = choose_weights(model.modalities, pretrained, model.config.backbone)
+    return fill(model, vits, sources, reference)
+
+
+def choose_weights(
+    modalities: Mapping[str, Modality], pretrained: str | Mapping[str, str | None], backbone: str | BackboneConfig
+) -> tuple[dict[str, VitWeights], list[Source]]:
+    """The weights that each modality's stream starts from, without those that stay fresh, and the sources of them.
+
+    Args:
+        modalities: of the model, in its order.
+        pretrained: as for `initialise`.
+        backbone: as for `open_source`.
+
+    Raises:
+        ConfigError, DataError: as `initialise`.
+    """
     opened: dict[str, Source] = {}
     for given in [pretrained] if isinstance(pretrained, str) else pretrained.values():
         if given is not None and given not in opened:
-            opened[given] = open_source(given, model.config.backbone)
+            opened[given] = open_source(given, backbone)
     if isinstance(pretrained, str):
-        vits = _choose_for_all(model, opened[pretrained])
+        vits = _choose_for_all(modalities, opened[pretrained])
     else:
         vits = {
-            name: _choose(model.modalities[name], opened[given], only=True)
+            name: _choose(modalities[name], opened[given], only=True)
             for name, given in pretrained.items()
             if given is not None
         }
-    found = {name: vit for name in model.modalities if (vit := vits.get(name)) is not None}
-    return fill(model, found, list(opened.values()), reference)
+    return {name: vit for name in modalities if (vit := vits.get(name)) is not None}, list(opened.values())
 
 
-def _choose_for_all(model: MBT, source: Source) -> dict[str, VitWeights | None]:
-    chosen = {name: _choose(m, source, only=False) for name, m in model.modalities.items()}
+def _choose_for_all(modalities: Mapping[str, Modality], source: Source) -> dict[str, VitWeights | None]:
+    chosen = {name: _choose(m, source, only=False) for name, m in modalities.items()}
     if any(chosen.values()):
         return chosen
-    return {name: _choose(m, source, only=True) for name, m in model.modalities.items()}
+    return {name: _choose(m, source, only=True) for name, m in modalities.items()}
 
 
 def _choose(modality: Modality, source: Source, only: bool) -> VitWeights | None:

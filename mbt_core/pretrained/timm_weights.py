@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -121,7 +122,8 @@ def _known(
     geometry, config = resolve_backbone(architecture), get_pretrained_cfg(architecture)
     if config is not None and mean is None:
         mean, std = config.mean, config.std
-    return vit_weights(state, source, mean, std, heads=geometry.heads, act=geometry.act, eps=geometry.eps)
+    vit = vit_weights(state, source, mean, std, heads=geometry.heads, act=geometry.act, eps=geometry.eps)
+    return replace(vit, architecture=architecture)
 
 
 def vit_weights(

@@ -96,7 +96,7 @@ def _init(experiment: Experiment) -> dict[str, Overrides]:
     if family in LARGER:
         name = f"{LARGER[family]}_patch{rest}"
         larger = experiment.model_copy(update={"model": model.model_copy(update={"backbone": name})})
-        layer = round(model.fusion.layer * depth_of(larger) / depth_of(experiment))
+        layer = round(model.fusion.first * depth_of(larger) / depth_of(experiment))
         points[name] = {"model.backbone": name, "model.pretrained": f"{name}.{PRETRAINING}", LAYER: layer}
     return points
 

@@ -10,8 +10,8 @@ from statistics import fmean
 
 from mbt_core.config import BackboneConfig
 from mbt_core.errors import ConfigError
-from mbt_core.kernels import VitWeights
 from mbt_core.model.backbone import resolve_backbone
+from mbt_core.pretrained.follow import backbone_of
 from mbt_core.pretrained.sources import open_source
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
 from mbt_core.sweep.interval import half_width, t_quantile
@@ -66,7 +66,7 @@ def plan(
     own = resolve_backbone(experiment.model.backbone)
     given = {init: _absolute(init) for init in inits if init != NONE}
     wanted = common_geometry({init: geometry(source, own) for init, source in given.items()}) if given else own
-    layer = round(experiment.model.fusion.layer * wanted.depth / own.depth)
+    layer = round(experiment.model.fusion.first * wanted.depth / own.depth)
     ours = [f"model.backbone={as_yaml(wanted.model_dump(exclude_defaults=True))}", f"model.fusion.layer={layer}"]
     flags = replace(flags, sets=(*(ours if given else ()), *flags.sets))
     experiment = flags.experiment()
@@ -127,32 +127,10 @@ def geometry(source: str, own: BackboneConfig) -> BackboneConfig:
         own: of the experiment, for what the source does not tell.
 
     Raises:
-        ConfigError: its number of heads is not known.
+        ConfigError: as `backbone_of`.
     """
     vit = next(iter(open_source(source, own).streams.values()))
-    if vit.heads is None:
-        raise ConfigError(
-            f"--init {source}: the file does not tell its number of heads; name its timm model: NAME@{source}"
-        )
-    return _geometry_of(vit, vit.heads, own)
-
-
-def _geometry_of(vit: VitWeights, heads: int, own: BackboneConfig) -> BackboneConfig:
-    state = vit.state
-    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    return BackboneConfig.model_validate(
-        {
-            **{"dim": vit.dim, "depth": vit.depth, "heads": heads},
-            "mlp": state["blocks.0.mlp.fc1.weight"].shape[0],
-            "act": vit.act or own.act,
-            "eps": vit.eps or own.eps,
-            "qkv_bias": "blocks.0.attn.qkv.bias" in state,
-            "qk_norm": "blocks.0.attn.q_norm.weight" in state,
-            "registers": registers,
-            "embed_prefix": vit.prefix > 0,
-            "pre_norm": "norm_pre.weight" in state,
-        }
-    )
+    return backbone_of(vit, layer_scale=False).model_copy(update={"act": vit.act or own.act, "eps": vit.eps or own.eps})
 
 
 def common_geometry(found: dict[str, BackboneConfig]) -> BackboneConfig:

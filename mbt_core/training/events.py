@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Choice(NamedTuple):
+    """A setting that was ``auto``.
+
+    Args:
+        setting: its key.
+        value: what it came to, for people.
+        reason: in a few words.
+    """
+
+    setting: str
+    value: str
+    reason: str
 
 
 class Listener:
@@ -21,6 +35,9 @@ class Listener:
 
     def message(self, text: str) -> None:
         """Something the user should know."""
+
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        """What a fine-tuning left open, and what it came to, before it begins."""
 
     def decoded(self, done: int, total: int) -> None:
         """While clips are read ahead of training: to be kept in memory, or what frozen layers make of them on disk."""
@@ -50,6 +67,10 @@ class Listeners(Listener):
     def message(self, text: str) -> None:
         for listener in self.listeners:
             listener.message(text)
+
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        for listener in self.listeners:
+            listener.chosen(choices)
 
     def decoded(self, done: int, total: int) -> None:
         for listener in self.listeners:

@@ -87,7 +87,7 @@ def make_plan(config: TrainConfig, rows: int, batch_size: int, monitor: str | No
 
     ``auto`` steps: 36,000 examples, but at least 10 and at most 300 passes over the rows.
     """
-    if config.epochs is not None:
+    if isinstance(config.epochs, (int, float)):
         steps = math.ceil(config.epochs * rows / batch_size)
     elif isinstance(config.steps, int):
         steps = config.steps

@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from mbt_core.attached import portable
-from mbt_core.config import Experiment, TrainConfig
+from mbt_core.config import Experiment, FusionConfig, TrainConfig
 from mbt_core.data.cache import disk_folder
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw
@@ -75,9 +75,9 @@ def find_cut(model: MBT, config: TrainConfig) -> int | None:
         return None
     fusion, depth = model.config.fusion, model.backbone.depth
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    if below := [name for name in trained if not is_above(name, fusion.layer)]:
+    if below := [name for name in trained if not is_above(name, fusion.first)]:
         raise ConfigError(
-            f"train.cache_lower: {below[0]} is trained, and lies below the fusion layer {fusion.layer}; what is kept "
+            f"train.cache_lower: {below[0]} is trained, and lies below the fusion layer {fusion.first}; what is kept "
             "would be out of date after a step. Set train.tune=fused or head, or train.cache_lower=false"
         )
     if _any(model.config.patch_drop):
@@ -85,8 +85,12 @@ def find_cut(model: MBT, config: TrainConfig) -> int | None:
             "train.cache_lower: model.patch_drop leaves out tokens before the first layer, in every step others; set "
             "model.patch_drop=0, or train.cache_lower=false"
         )
-    constant = fusion.eval_bottlenecks and not fusion.exchange_drop and not _any(config.modality_dropout)
-    return depth if constant and all(name.startswith("head.") for name in trained) else fusion.layer
+    return depth if is_constant(fusion, config) and all(name.startswith("head.") for name in trained) else fusion.first
+
+
+def is_constant(fusion: FusionConfig, config: TrainConfig) -> bool:
+    """Whether the fused layers, frozen, make the same of a clip in every epoch and in evaluation."""
+    return fusion.eval_bottlenecks and not fusion.exchange_drop and not _any(config.modality_dropout)
 
 
 def _any(rates: float | Mapping[str, float]) -> bool:
@@ -302,7 +306,7 @@ def fingerprint(model: MBT, layer: int, precision: str) -> str:
     files that belong to it, code of the plugins."""
     config = model.config
     tree = {key: value for key, value in portable(config).items() if key not in ABOVE}
-    if layer == config.fusion.layer:
+    if layer == config.fusion.first:
         tree["fusion"] = layer
     tree |= {"backbone": model.backbone.model_dump(mode="json"), "layer": layer, "precision": precision}
     digest = hashlib.sha256(json.dumps([VERSION, __version__, tree], sort_keys=True).encode())
@@ -310,7 +314,7 @@ def fingerprint(model: MBT, layer: int, precision: str) -> str:
         for file in _code(modality):
             digest.update(file.read_bytes())
     for name, tensor in model.state_dict().items():
-        if name.startswith("head.") or (layer == config.fusion.layer and is_above(name, layer)):
+        if name.startswith("head.") or (layer == config.fusion.first and is_above(name, layer)):
             continue
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

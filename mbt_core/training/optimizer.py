@@ -40,7 +40,7 @@ def freeze(model: MBT, config: TrainConfig) -> None:
     Raises:
         ConfigError: for a pattern that matches no parameter, or if nothing is left to train.
     """
-    first = model.config.fusion.layer
+    first = model.config.fusion.first
     for name, parameter in model.named_parameters():
         above = is_above(name, first) if config.tune == "fused" else name.startswith("head.")
         trained = config.tune == "all" or (above and not (config.tune == "head" and name.startswith("head.norms.")))
@@ -100,7 +100,7 @@ def parameter_groups(model: MBT, config: TrainConfig) -> list[dict[str, Any]]:
     """Trained parameters by (learning-rate scale, weight decay).
 
     Biases, norms and learned tokens are not decayed. The scale is ``layer_decay`` to the power of the layers above,
-    times the factor of the modality a parameter belongs to.
+    times the factor of the modality a parameter belongs to, and of the head.
     """
     depth = model.backbone.depth
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -112,6 +112,7 @@ def parameter_groups(model: MBT, config: TrainConfig) -> list[dict[str, Any]]:
         if parts[0] == "blocks":
             layer += int(parts[2])
         scale = config.layer_decay ** (depth + 1 - layer)
+        scale *= config.head_lr_factor if parts[0] == "head" else 1.0
         if parts[0] in MODALITY_AT:
             scale *= config.lr_factors.get(parts[MODALITY_AT[parts[0]]], 1.0)
         decay = 0.0 if parameter.ndim <= 1 or parts[-1] in NO_DECAY else config.weight_decay

@@ -24,8 +24,9 @@ class AudioConfig(PatchedConfig):
     """Samples a second to which the sound is resampled; a multiple of 100."""
     mel_bins: Annotated[PositiveInt, Field(le=4096)] = 128
     """Mel bins (HTK) from 0 to 8000 Hz, or to half of `rate` if that is less."""
-    patch: tuple[PositiveInt, PositiveInt] = (16, 16)
-    """Patch as [time, mel], in frames of 10 ms and mel bins."""
+    patch: tuple[PositiveInt, PositiveInt] | Auto = (16, 16)
+    """Patch as [time, mel], in frames of 10 ms and mel bins; ``auto``: [16, 16], but [8, 16] of sounds shorter than
+    2 s, which would be few patches."""
     channels: Annotated[PositiveInt, Field(le=1024)] = 1
     """Channels the spectrogram is repeated to; the released models have 3."""
     mean: float | Auto = "auto"
@@ -43,9 +44,9 @@ class AudioConfig(PatchedConfig):
 
     @model_validator(mode="after")
     def _holds_a_patch(self) -> AudioConfig:
-        if self.patch[1] > self.mel_bins:
+        if self.patch != "auto" and self.patch[1] > self.mel_bins:
             raise ValueError(f"patch {list(self.patch)} spans more mel bins than mel_bins {self.mel_bins}")
-        if self.seconds != "auto" and self.patch[0] > self.frames:
+        if self.patch != "auto" and self.seconds != "auto" and self.patch[0] > self.frames:
             raise ValueError(
                 f"patch {list(self.patch)} spans more frames than the {self.frames} of {self.seconds} s; "
                 f"give at least {self.patch[0] / FRAME_RATE} seconds or a shorter patch"
@@ -61,6 +62,13 @@ class AudioConfig(PatchedConfig):
         if self.seconds == "auto":
             raise ConfigError(f"{self.kind}: seconds is still 'auto'; give a number, or fit it to training data")
         return round(self.seconds * FRAME_RATE)
+
+    @property
+    def patches(self) -> tuple[int, int]:
+        """`patch`. Raises `ConfigError` while it is ``auto``."""
+        if self.patch == "auto":
+            raise ConfigError(f"{self.kind}: patch is still 'auto'; give [time, mel], or fit it to training data")
+        return self.patch
 
     @property
     def statistics(self) -> tuple[float, float]:

@@ -23,6 +23,8 @@ from mbt_core.picture import colours, overlay, spread
 from mbt_core.schema import validate
 
 AUTO_SECONDS = 8.0
+SHORT_SECONDS = 2.0
+"""Sounds below it get patches of half the length."""
 FIT_CLIPS = 256
 FULL_SCALE = 32768
 """int16 steps from 0 to an amplitude of 1."""
@@ -58,7 +60,7 @@ class Audio(Modality):
 
     @classmethod
     def fit(cls, config: AudioConfig, clips: Iterable[tuple[Clip, Window | None]]) -> AudioConfig:
-        """Fills `seconds`, `mean` and `std` from the middle of each clip.
+        """Fills `seconds`, `mean` and `std` from the middle of each clip, and `patch`.
 
         `seconds` is the 0.9 quantile of the durations, at most 8, then up to a whole number of patches, so that no
         sound falls into the remainder. Mean and deviation are those of the log-mel values that the model would get.
@@ -83,12 +85,14 @@ class Audio(Modality):
         if not waveforms:
             why = f"; the first: {failed}" if failed else ""
             raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
-        filled: dict[str, Any] = {}
+        common = min(float(np.quantile(spans, 0.9, method="inverted_cdf")), longest)
+        if config.patch == "auto":
+            patch = (8 if common < SHORT_SECONDS else 16, min(16, config.mel_bins))
+            config = validate(type(config), config.model_dump() | {"patch": patch})
         if config.seconds == "auto":
-            patch = config.patch[0] / FRAME_RATE
-            count = np.ceil(min(float(np.quantile(spans, 0.9, method="inverted_cdf")), AUTO_SECONDS) / patch - 1e-6)
-            filled["seconds"] = round(max(1, int(count)) * patch, 2)
-        config = validate(type(config), config.model_dump() | filled)
+            step = config.patches[0] / FRAME_RATE
+            seconds = round(max(1, int(np.ceil(common / step - 1e-6))) * step, 2)
+            config = validate(type(config), config.model_dump() | {"seconds": seconds})
         return validate(type(config), config.model_dump() | _statistics(config, waveforms))
 
     @classmethod
@@ -141,7 +145,7 @@ class Audio(Modality):
 
     def tokenizer(self, dim: int) -> Tokenizer:
         config = self.config
-        return make_tokenizer(config.stem, config.channels, (config.frames, config.mel_bins), config.patch, dim)
+        return make_tokenizer(config.stem, config.channels, (config.frames, config.mel_bins), config.patches, dim)
 
     def draw(self, sample: Any, relevance: np.ndarray | None) -> Picture:
         """The spectrogram as the model gets it: time to the right, low frequencies at the bottom."""
@@ -149,7 +153,7 @@ class Audio(Modality):
         low, high = np.quantile(x_TF, (0.01, 0.995))
         picture = colours((x_TF - low) / max(high - low, 1e-6))
         if relevance is not None and relevance.max() > 0:
-            picture = overlay(picture, spread(relevance / relevance.max(), self.config.patch, x_TF.shape))
+            picture = overlay(picture, spread(relevance / relevance.max(), self.config.patches, x_TF.shape))
         return Picture(stills=[np.ascontiguousarray(picture.transpose(1, 0, 2)[::-1])])
 
 

@@ -52,6 +52,8 @@ class FlowConfig(PictureConfig):
     def _consistent(self) -> FlowConfig:
         if self.tubelet > self.frames:
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
+        if self.size == "auto":
+            return self
         check_sample(2 * self.frames * self.scaled_side**2, "frames and size (or short_side)")
         if self.scaled_side < min(self.sides):
             raise ValueError(f"short_side {self.short_side} is less than the {min(self.sides)} pixels of the crop")

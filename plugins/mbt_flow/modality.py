@@ -5,7 +5,8 @@ Shapes: B batch, T fields, H, W height and width of the input, h, w of a scaled 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,17 +56,22 @@ class Flow(Modality):
 
     @classmethod
     def fit(cls, config: FlowConfig, clips: Iterable[tuple[Clip, Window | None]]) -> FlowConfig:
-        """Fills `seconds` (0.9 quantile of the durations, at most 8) and `std` (root mean square of displacements).
+        """Fills `seconds` (0.9 quantile of the durations, at most 8), `std` (root mean square of displacements),
+        `patch` (16) and `size` (as large as a video's pictures).
 
         Raises:
             DataError: if there is something to fill and no readable clip.
         """
         if not config.auto_fields():
             return config
+        opened = list(islice(clips, FIT_CLIPS))
+        if "auto" in (config.patch, config.size):
+            filled = config.fitted(_sizes(config, opened), config.frames // config.tubelet)
+            config = validate(type(config), config.model_dump() | filled)
         probe = cls(config.kind, config.model_copy(update={"seconds": None}))
         spans, squares = [], []
         failed: MediaError | None = None
-        for clip, window in islice(clips, FIT_CLIPS):
+        for clip, window in opened:
             try:
                 span = window or Window(0.0, probe.duration(clip) or 0.0)
                 field = probe.read(clip, span, None) if config.std == "auto" else torch.zeros(1)
@@ -181,6 +187,13 @@ class Flow(Modality):
             frames = overlay(frames, np.pad(heat, ((0, T - len(heat)), (0, 0), (0, 0))))
         shown = np.linspace(0, T - 1, min(T, STRIP)).round().astype(int)
         return Picture(stills=[np.concatenate(frames[shown], 1)], frames=list(frames) if T > 1 else ())
+
+
+def _sizes(config: FlowConfig, clips: Iterable[tuple[Clip, Window | None]]) -> Iterator[tuple[int, int] | None]:
+    """(height, width) of videos that can be read."""
+    for clip, _ in clips if config.source == "video" else ():
+        with suppress(MediaError):
+            yield clip.size
 
 
 class FlowPreprocessor(nn.Module):

@@ -81,6 +81,12 @@ class RgbConfig(PictureConfig):
             raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (came: {self.tubelet})")
         if self.sample_frames is not None and self.stem != "patch":
             raise ValueError("sample_frames is the reference's linear embedding of patches: set stem to 'patch'")
+        ranges = {"scale_jitter": self.scale_jitter, "saturation": self.saturation, "contrast": self.contrast}
+        for name, span in ranges.items():
+            if span is not None and span[0] > span[1]:
+                raise ValueError(f"{name} is a range [low, high], came {list(span)}")
+        if self.size == "auto":
+            return self
         if self.frames != "auto":
             pixels = max(self.scaled_side**2, math.prod(self.read_sides))
             check_sample(3 * self.frames * pixels, "frames and size (or short_side, scale_jitter)")
@@ -89,10 +95,6 @@ class RgbConfig(PictureConfig):
                 f"short_side {self.scaled_side} is less than the {min(self.read_sides)} pixels that a crop of size "
                 f"{self.size} {'with scale_jitter ' if self.scale_jitter else ''}takes"
             )
-        ranges = {"scale_jitter": self.scale_jitter, "saturation": self.saturation, "contrast": self.contrast}
-        for name, span in ranges.items():
-            if span is not None and span[0] > span[1]:
-                raise ValueError(f"{name} is a range [low, high], came {list(span)}")
         return self
 
     @property

@@ -62,7 +62,8 @@ class Rgb(Modality):
 
     @classmethod
     def fit(cls, config: RgbConfig, clips: Iterable[tuple[Clip, Window | None]]) -> RgbConfig:
-        """Fills `frames` (1 if all are stills, with `tubelet` 1; else 8) and `seconds` (0.9 quantile, at most 8).
+        """Fills `frames` (1 if all are stills, with `tubelet` 1; else 8), `seconds` (0.9 quantile, at most 8), `patch`
+        (16) and `size` (as large as the pictures).
 
         Raises:
             DataError: if there is something to fill and no readable clip.
@@ -70,14 +71,17 @@ class Rgb(Modality):
         if not config.auto_fields():
             return config
         durations: list[float | None] = []
+        sizes: list[tuple[int, int] | None] = []
         failed: MediaError | None = None
         for clip, window in islice(clips, FIT_CLIPS):
             try:
                 duration = clip.duration_of("frames")  # None for a still
+                size = clip.size if config.size == "auto" else None
             except MediaError as error:
                 failed = failed or error
                 continue  # counted where the data is checked
             durations.append(window.stop - window.start if window and duration is not None else duration)
+            sizes.append(size)
         if not durations:
             why = f"; the first: {failed}" if failed else ""
             raise DataError(f"{config.kind}: no readable clip to fill {', '.join(config.auto_fields())} from{why}")
@@ -88,6 +92,8 @@ class Rgb(Modality):
         if config.seconds == "auto":
             longest = float(np.quantile(known or [AUTO_SECONDS], 0.9, method="inverted_cdf"))
             filled["seconds"] = round(min(max(longest, 0.04), AUTO_SECONDS), 2)
+        config = config.model_copy(update=filled)
+        filled |= config.fitted(sizes, config.length // config.tubelet)
         return validate(type(config), config.model_dump() | filled)
 
     @classmethod

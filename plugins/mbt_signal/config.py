@@ -20,6 +20,7 @@ class SignalConfig(PatchedConfig):
     for.
     """
 
+    of_weights: ClassVar[tuple[str, ...]] = ("patch", "rate", "fft", "hop", "log_mean", "log_std")
     of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std", "log_mean", "log_std")
     kind: str = "signal"
     """The kind of modality."""

@@ -9,6 +9,9 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
 
 from mbt_cli.output import print_json, show, table
 from mbt_core.run import load
@@ -87,6 +90,63 @@ def test_lower_layers_computed_once(tune, demo, tmp_path, monkeypatch):
     assert refused.code == 2
     assert "is trained, and lies below the fusion layer 1" in refused.err
     assert mbt("train", "--resume", "run", "--cache-lower").code == 2
+
+
+def write_vit(folder):
+    """A ViT of 2 blocks, 64 wide, patches of 8, in a file that tells no name."""
+    torch.manual_seed(0)
+    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=64, depth=2, num_heads=1, num_classes=0)
+    save_file(vit.state_dict(), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def test_fine_tuning_in_one_flag(demo, tmp_path):
+    """The model is the weights', and a table says what was chosen. Nothing else is needed."""
+    file = write_vit(tmp_path)
+    done = mbt("train", "--data", demo, "-m", "rgb,audio", "--pretrained", file, "--set", "train.steps=2")
+    assert done.code == 0, done.err
+    assert done.out.startswith("test split, runs/fine-tune-rgb-audio\n")
+    assert done.err.startswith(f"recipe fine-tune: rgb + audio, geometry of the weights, {file}, ")
+    table = {
+        cells[0]: cells[1:] for line in done.err.splitlines() if len(cells := re.split(r" {2,}", line.strip())) == 3
+    }
+    assert table["setting"] == ["chosen", "by"]
+    assert table["modalities.rgb.patch"] == ["8", "the weights"]
+    assert table["modalities.rgb.size"] == ["64", "the data"]
+    assert table["model.backbone"] == ["dim 64, depth 2, heads 1, mlp 256", "the weights"]
+    assert table["model.fusion.layer"] == ["1", "two thirds of the depth"]
+    assert table["train.tune"] == ["fused", "27 clips on the CPU"]
+    assert table["train.cache_lower"] == ["true", "nothing is trained below"]
+    assert "train.epochs" not in table  # steps are set
+    experiment = load("runs/fine-tune-rgb-audio").experiment
+    assert (experiment.model.backbone.depth, experiment.model.fusion.layer, experiment.train.tune) == (2, 1, "fused")
+    assert not [field for config in experiment.modalities.values() for field in config.auto_fields()]
+    again = mbt("train", "--data", demo, "-m", "rgb,audio", "--pretrained", "runs/fine-tune-rgb-audio", "-q",
+                "--tune", "all", "--set", "train.steps=1", "--show-init")  # fmt: skip
+    assert again.code == 0, again.err
+    assert re.search(r"streams\.audio\.tokenizer +[\d,]+ +runs/fine-tune-rgb-audio \(audio\) +copied", again.out)
+
+
+def test_weights_that_do_not_fit_are_one_message(demo, tmp_path):
+    file = write_vit(tmp_path)
+    command = ("train", "--data", demo, "-m", "rgb,audio", "--pretrained")
+    for source, more, message in (
+        (
+            file,
+            ["--set", "model.backbone={dim: 32, depth: 2, heads: 2}"],
+            "has another width than the model: 64, expected 32",
+        ),
+        (f"vit_tiny_patch16_224@{file}", [], "is said to be a vit_tiny_patch16_224, which is 192 wide, but"),
+        (tmp_path / "none.safetensors", [], "no such file or folder"),
+        (file, ["--recipe", "small", "--set", "model.backbone.dim=32"], "has another width than the model"),
+    ):
+        done = mbt(*command, source, *more)
+        assert (done.code, done.out) == (2, "")
+        errors = done.err.split("Error: ")
+        assert len(errors) == 2
+        assert message in errors[1]
+        assert errors[1].count("\n") == 1
+    assert not any((tmp_path / "runs").glob("*"))
 
 
 def test_eval(run, demo):

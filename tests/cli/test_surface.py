@@ -14,8 +14,8 @@ from small import mbt
 
 SURFACE = {
     "": "--debug --help --version",
-    "train": "--modalities --recipe --data --set --out --resume --device --devices --nodes --parallel --precision"
-    " --show-init --tune --cache-lower --folds --quiet --help",
+    "train": "--modalities --recipe --data --pretrained --set --out --resume --device --devices --nodes --parallel"
+    " --precision --show-init --tune --cache-lower --folds --quiet --help",
     "eval": "RUN --data --split --views --subsets --rows --missing --device --json --help",
     "predict": "RUN FILES --top --every --device --json --help",
     "explain": "RUN FILES --out --method --label --task --top --device --help",

@@ -28,6 +28,7 @@ FLOORS = (
     {"explain"},
     {"training"},
     {"measure", "report", "resolve"},
+    {"fine_tuning"},
     {"prepare"},
     {"run"},
     {"export", "serve", "sweep"},

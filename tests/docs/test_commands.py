@@ -76,7 +76,9 @@ def small(words):
         return words
     named = dict(pairwise(words))
     text = named.get("--modalities") or named.get("-m") or "rgb,audio"
-    sets = [*SMALL, *([] if any(map(says_length, given)) else ["train.steps=2"])]
+    weights = "--pretrained" in words or command == "transfer"  # the geometry is theirs
+    ours = [setting for setting in SMALL if not (weights and setting.startswith("model.backbone."))]
+    sets = [*ours, *([] if any(map(says_length, given)) else ["train.steps=2"])]
     for part in text.split(","):
         name, _, kind = part.partition("=")
         sets += [f"modalities.{name}.{setting}" for setting in SIZES[kind or name]]
@@ -111,7 +113,7 @@ def desk(demo, tmp_path, monkeypatch):
     torch.manual_seed(0)
     for name in ("vit_small_patch16_224", "vit_small_patch14_dinov2"):
         vit = timm.models.VisionTransformer(
-            img_size=32, patch_size=16, embed_dim=48, depth=2, num_heads=6, num_classes=0
+            img_size=32, patch_size=16, embed_dim=384, depth=2, num_heads=6, num_classes=0
         )
         save_file(vit.state_dict(), tmp_path / f"{name}.safetensors")
     return tmp_path

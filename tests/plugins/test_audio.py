@@ -357,6 +357,16 @@ def test_fit_chooses_whole_patches_that_hold_most_clips(durations, seconds):
     assert fitted.seconds == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(("seconds", "mel_bins", "patch"), [(0.6, 64, (8, 16)), (3.0, 64, (16, 16)), (3.0, 8, (16, 8))])
+def test_fit_gives_short_sounds_short_patches(seconds, mel_bins, patch):
+    config = audio(seconds="auto", mel_bins=mel_bins, patch="auto", **STATISTICS).config
+    with pytest.raises(ConfigError, match="patch is still 'auto'"):
+        _ = config.patches
+    fitted = Audio.fit(config, [(Sound(np.zeros(round(seconds * 16_000))), None)])
+    assert fitted.patch == patch
+    assert round(fitted.seconds * 100) % patch[0] == 0
+
+
 def test_fit_uses_the_rows_window():
     samples = np.concatenate([noise(4.0), np.zeros(4 * 16_000)])
     fitted = Audio.fit(audio(seconds="auto").config, [(Sound(samples), Window(4.0, 6.0))])

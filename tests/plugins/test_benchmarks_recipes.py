@@ -38,7 +38,11 @@ def tiny(name, modalities):
             sets.append("modalities.rgb.seconds=1.0")
     if "audio" in modalities:
         sets += ["modalities.audio.seconds=0.64", "modalities.audio.mean=-5", "modalities.audio.std=4"]
-    if "head" not in read_recipe(name).tree["model"]:  # filled from the data
+    if "rgb" in modalities and recipe["rgb"].get("patch") == "auto":
+        sets.append("modalities.rgb.patch=16")
+    if "audio" in modalities and recipe["audio"].get("patch") == "auto":
+        sets.append("modalities.audio.patch=[16, 16]")
+    if not {"classes", "tasks"} & read_recipe(name).tree["model"].get("head", {}).keys():  # filled from the data
         sets.append("model.head.classes=3")
     return assemble(modalities, name, None, sets)[0]
 

@@ -307,6 +307,8 @@ def test_fit(tmp_path, video):
     still = FlowConfig(**STORED | {"std": "auto", "seconds": "auto"})
     assert Flow.fit(still, [(Clip(tmp_path / "a.npy"), None)]).std == 1.0
     assert Flow.fit(still, [(Clip(tmp_path / "a.npy"), Window(0, 1.5))]).seconds == 1.5
+    sized = Flow.fit(FlowConfig(**SMALL | {"size": "auto", "patch": "auto", "short_side": None}), [(Clip(video), None)])
+    assert (sized.size, sized.patch) == (128, 16)  # pictures of 80 x 120 in 4 tubelets: at most 256 patches
     with pytest.raises(DataError, match="flow: no readable clip to fill seconds, std from"):
         Flow.fit(still, [(Clip(tmp_path / "none.npy"), None)])
 

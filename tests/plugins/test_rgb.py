@@ -373,6 +373,35 @@ def test_fit_from_videos():
     assert config.frames == "auto"
 
 
+@pytest.mark.parametrize(
+    ("height", "settings", "size"),
+    [
+        (28, {}, 64),  # 4 patches at least
+        (64, {}, 128),  # twice as large
+        (720, {}, 224),  # 14 patches at most
+        (720, {"patch": 14}, 196),
+        (720, {"frames": "auto", "tubelet": 2}, 128),  # 8 x 8 patches in each of 4 tubelets
+        (28, {"patch": 14}, 56),
+    ],
+)
+def test_fit_chooses_a_size_by_that_of_the_pictures(height, settings, size):
+    config = rgb(**{"frames": 1, "seconds": 1.0, "size": "auto", "patch": "auto", **settings}).config
+    fitted = Rgb.fit(config, [(Pattern(height, 2 * height), None)] * 3)
+    assert (fitted.size, fitted.patch) == (size, settings.get("patch", 16))
+    assert fitted.auto_fields() == []
+
+
+def test_sizes_left_open():
+    config = rgb(frames=1, size="auto", patch=14).config
+    for what in ("sides", "scaled_side"):
+        with pytest.raises(ConfigError, match="size is still 'auto'"):
+            getattr(config, what)
+    assert config.largest() == {"size": 196}
+    assert rgb(size=32).config.largest() == {}
+    with pytest.raises(ConfigError, match=r"saturation is a range"):
+        rgb(size="auto", saturation=[2, 1])
+
+
 def test_fit_changes_nothing_that_is_given():
     config = rgb(frames=4, seconds=2.0).config
     assert Rgb.fit(config, []) is config

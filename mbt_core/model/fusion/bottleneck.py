@@ -36,7 +36,7 @@ class Bottleneck(Fusion):
     def __init__(self, config: FusionConfig, backbone: BackboneConfig, names: list[str], **options: Any) -> None:
         super().__init__(config, backbone, names, **options)
         # nobody to exchange with, or no layer to do it in
-        used = len(names) > 1 and config.layer < backbone.depth
+        used = len(names) > 1 and config.first < backbone.depth
         self.bottlenecks = nn.Parameter(torch.empty(1, config.bottlenecks, backbone.dim)) if used else None
         self.reset_parameters()
 

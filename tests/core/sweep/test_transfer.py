@@ -78,12 +78,12 @@ def test_starts_of_different_models_are_refused(flags, tmp_path):
         plan(flags, [one, other], ["all"], [1])
 
 
-def test_a_file_that_hides_its_heads_is_refused(flags, tmp_path):
+def test_a_file_that_hides_its_heads_has_one_for_each_64_numbers(flags, tmp_path):
     file = write_vit(tmp_path / "weights.safetensors")
-    with pytest.raises(ConfigError, match="name its timm model: NAME@"):
-        plan(flags, ["none", file], ["all"], [1])
-    study = plan(flags, ["none", f"vit_tiny_patch16_224@{file}"], ["all"], [1])
-    assert study.axes[0].points[1].label == "vit_tiny_patch16_224"
+    for init, label in ((file, "weights"), (f"vit_tiny_patch16_224@{file}", "vit_tiny_patch16_224")):
+        study = plan(flags, ["none", init], ["all"], [1])
+        assert study.axes[0].points[1].label == label
+        assert make_cells(study.flags, study.axes, 1)[1].experiment.model.backbone.heads == 3
 
 
 @pytest.mark.parametrize(
