@@ -37,6 +37,7 @@ def block(queries, keys):
     return 2 * (projections + attention + 2 * queries * D * 4 * D)
 
 
+@pytest.mark.slow
 def test_the_paper_s_model_by_hand():
     rgb, audio = RGB + 1, AUDIO + 1
     both = rgb + audio

@@ -75,6 +75,7 @@ def test_flags_for_common_settings(demo, tmp_path):
     assert report["examples"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tune", ["fused", "head"])
 def test_lower_layers_computed_once(tune, demo, tmp_path, monkeypatch):
     """Its results are those of the whole model, as `mbt eval` finds them."""
@@ -210,6 +211,7 @@ def test_predict(run, demo):
     assert f"  {best['label']:<{width}}   {score}   {'█' * round(20 * best['score'])}" in lines
 
 
+@pytest.mark.slow
 def test_predict_of_a_single_task_is_a_list(demo, tmp_path):
     rows = [{"id": row["id"], "path": str(demo.parent / row["path"]), "label": row["label.sum"], "split": row["split"]}
             for row in read_csv(demo)]  # fmt: skip

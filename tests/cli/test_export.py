@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 import torch
 
 from small import mbt
 
 
+@pytest.mark.slow
 def test_torch_export_of_one_modality(run, tmp_path):
     done = mbt("convert", "torch-export", run.path, "--out", "m.pt2", "--modalities", "audio", "--preprocessed")
     assert done.code == 0, done.err

@@ -30,6 +30,7 @@ def test_one_line_and_the_cost_for_people(demo):
     assert "on 4 devices" in done.out
 
 
+@pytest.mark.slow
 def test_cost_without_data_or_device():
     """The paper's model on 64 devices; nothing is trained for it."""
     done = mbt("bench", "--world", 64, "--clips", 20_000, "--speed", 100, "--set", "train.batch_size=512", "--json",

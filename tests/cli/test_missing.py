@@ -30,6 +30,7 @@ def cells_of(demo, path, rgb, audio, splits=("train", "val", "test")):
     return write_csv(path, rows)
 
 
+@pytest.mark.slow
 def test_curves(copied):
     done = mbt("eval", copied, "--missing", "--json")
     assert done.code == 0

@@ -194,6 +194,7 @@ def test_nothing_but_the_file_is_opened(service, clip):
             listener.accept()
 
 
+@pytest.mark.slow
 def test_it_outlives_files_that_hang_or_kill(service, clip):
     answers = []
 

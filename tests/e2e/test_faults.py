@@ -73,6 +73,7 @@ def train_arguments(demo, out, *sets):
 # a full disk
 
 
+@pytest.mark.slow
 def test_disk_full_while_the_state_is_saved(stopped, unbroken):
     state = stopped / "state" / FILE
     before = state.read_bytes()

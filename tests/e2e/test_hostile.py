@@ -317,7 +317,7 @@ def theirs(run, tmp_path, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("how", ["url", "copy", "share"])
+@pytest.mark.parametrize("how", ["url", *(pytest.param(how, marks=pytest.mark.slow) for how in ("copy", "share"))])
 def test_a_downloaded_run_chooses_no_host(theirs, tmp_path, how):
     """Neither by a URL, nor by the path of its copy, which tells it as well."""
     with serving(tmp_path) as served:
@@ -419,6 +419,7 @@ def test_sizes_are_compared_with_the_weights_before_memory_is_taken(run, demo, t
     assert peak() - before < 300
 
 
+@pytest.mark.slow
 def test_views_are_bounded(run, demo, tmp_path, monkeypatch):
     folder = shutil.copytree(run.path, tmp_path / "theirs")
     config = (folder / "config.yaml").read_text()

@@ -107,7 +107,8 @@ def test_check(demo, tmp_path, deadly, nothing_left):
     assert mbt("data", "check", tmp_path / "data" / "m.csv", "-m", "rgb,audio", "--strict").code == 1
 
 
-@pytest.mark.parametrize("cache", ["auto", *(pytest.param(name, marks=pytest.mark.slow) for name in ("none", "disk"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["auto", "none", "disk"])
 def test_train(demo, tmp_path, deadly, nothing_left, monkeypatch, cache):
     """To the same weights as with files that are damaged in other ways."""
     monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))

@@ -62,6 +62,7 @@ class SignalAt(Listener):
         self.said.append(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "at", "saved"), [
     (signal.SIGINT, 2, 2),
     (signal.SIGTERM, 4, 4),  # the evaluation that is due is broken off, and made up for later
@@ -148,6 +149,7 @@ def test_goes_on_from_the_state_and_not_from_the_log(demo, unbroken, tmp_path):
     assert_same(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_without_a_state_the_run_starts_anew(demo, unbroken, tmp_path):
     with pytest.raises(Interrupted):
         tiny_run(demo, tmp_path / "run", *SETS, listeners=[SignalAt(signal.SIGINT, 6)])
@@ -216,6 +218,7 @@ def test_changed_data_are_not_gone_on_with(stopped, tmp_path):
     tiny_run(data, folder, resume=True)
 
 
+@pytest.mark.slow
 def test_changed_data_are_gone_on_with_where_that_is_asked_for(stopped):
     data, folder = stopped
     write_csv(data, swapped(read_csv(data)))

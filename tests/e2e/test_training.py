@@ -44,6 +44,7 @@ def labelled(demo, tmp_path):
     return write
 
 
+@pytest.mark.slow
 def test_the_number_of_workers_does_not_matter(demo, tmp_path):
     sets = ("data.cache=none", "train.modality_dropout=0.3", "train.mixup=0.3", "modalities.rgb.colour_jitter=0.5")
     runs = [tiny_run(demo, tmp_path / str(n), *sets, f"data.workers={n}") for n in (0, 1, 2)]
@@ -52,6 +53,7 @@ def test_the_number_of_workers_does_not_matter(demo, tmp_path):
         same(last_weights(other), last_weights(runs[0]))
 
 
+@pytest.mark.slow
 def test_the_cache_does_not_matter(demo, tmp_path, monkeypatch):
     monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
     runs = [tiny_run(demo, tmp_path / cache, f"data.cache={cache}") for cache in ("none", "memory", "disk")]
@@ -73,6 +75,7 @@ def test_the_test_split_is_not_looked_for_in_memory(demo, tmp_path, monkeypatch)
     assert caches["test"] is None
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_is_the_same_batch(demo, tmp_path):
     sets = ("train.optimizer=sgd", "train.lr=0.1", "train.modality_dropout=0.4", "model.drop_path=0")
     runs = [tiny_run(demo, tmp_path / str(n), *sets, f"train.accumulate={n}") for n in (1, 3, 8)]
@@ -82,6 +85,7 @@ def test_a_batch_in_parts_is_the_same_batch(demo, tmp_path):
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_seed_decides(demo, tmp_path):
     runs = [tiny_run(demo, tmp_path / name, f"train.seed={seed}") for name, seed in (("a", 1), ("b", 1), ("c", 2))]
     same(weights(runs[0]), weights(runs[1]))
@@ -131,6 +135,7 @@ def test_every_strategy_goes_the_whole_way(demo, tmp_path, strategy):
     assert found["rgb", "audio"].metrics() == pytest.approx(run.results, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay(demo, tmp_path):
     run = tiny_run(demo, tmp_path / "run", "train.tune=head", "train.steps=3")
     fresh = tiny_run(demo, tmp_path / "fresh", "train.tune=head", "train.steps=1", "train.lr=1e-30")
@@ -169,6 +174,7 @@ def test_regression(labelled, demo, tmp_path):
     assert "█" not in done.out
 
 
+@pytest.mark.slow
 def test_several_tasks_with_weights(demo, tmp_path):
     run = tiny_run(demo, tmp_path / "run", "model.head.task_weights={kind: 0}", "train.steps=2")
     before = tiny_run(demo, tmp_path / "before", "train.lr=1e-30", "train.steps=1")
@@ -240,6 +246,7 @@ def test_the_state_keeps_the_last_weights_and_not_the_best(demo, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_loggers(demo, tmp_path):
     pytest.importorskip("tensorboard")
     run = tiny_run(demo, tmp_path / "run", "train.loggers=[tensorboard]")
@@ -394,6 +401,7 @@ def test_another_manifest_is_read_without_the_run_s_split_rules(demo, labelled, 
     assert (split, len(found["rgb", "audio"].index)) == ("train", 27)
 
 
+@pytest.mark.slow
 def test_the_command_is_noted(demo, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/usr/bin/mbt", "train", "--set", "a=b\nc: d"])
     out = tmp_path / "run"

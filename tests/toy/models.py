@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +15,8 @@ from mbt_core import MBT
 from mbt_core.settings import merge
 
 STRATEGIES = ("bottleneck", "bottleneck-sequential", "cross-attention", "self-attention", "late")
+FIRST_STRATEGY = [STRATEGIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES[1:])]
+"""For tests that take seconds: the others are slow tests."""
 POOLS = ("cls", "mean", "mean-joint")
 COUNTS = (1, 2, 3, 5)
 INSTANCES: dict[str, dict[str, Any]] = {

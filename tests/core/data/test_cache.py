@@ -231,6 +231,7 @@ def test_what_does_not_fit_into_memory(data: Path, monkeypatch: pytest.MonkeyPat
     assert Cache.choose(DataConfig(cache="none"), manifest, modalities, ("train",)) is None
 
 
+@pytest.mark.slow
 def test_a_long_clip_among_short_ones_is_not_decoded(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is left out, and read from the file; the short ones are kept."""
     write_movie(data.parent / "hour.mp4", 40.0)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tarfile
 import zlib
 
@@ -49,6 +50,19 @@ def read(path, modalities):
 @pytest.fixture
 def data(tmp_path):
     return fakes.write_data(tmp_path / "data", 6)
+
+
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("packed")
+    packed(fakes.write_data(folder / "data", 6), folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def out(packed_once, tmp_path):
+    """A folder of shards of `data` as it is packed by default, to be changed at will."""
+    return shutil.copytree(packed_once, tmp_path / "out")
 
 
 def first_of(folder, column="path"):
@@ -158,8 +172,7 @@ def test_frame_rates(tmp_path, rate, kept):
     assert report.frames > 3 * kept
 
 
-def test_other_tools_can_read_them(data, tmp_path):
-    packed(data, tmp_path / "out")
+def test_other_tools_can_read_them(out, tmp_path):
     with tarfile.open(tmp_path / "out/shard-000000.tar") as tar:
         members = tar.getmembers()
         content = {m.name: tar.extractfile(m).read() for m in members}
@@ -265,8 +278,7 @@ def test_missing_and_broken_files_stay_rows(data, tmp_path):
     assert (found["present"], found["missing"], found["unreadable"], found["absent"]) == (4, 0, 1, 1)
 
 
-def test_a_member_that_is_too_large_is_not_read(data, tmp_path, monkeypatch):
-    packed(data, tmp_path / "out")
+def test_a_member_that_is_too_large_is_not_read(out, tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "LARGEST", 500)
     message = r"shard-000000\.tar: member '000000000\.\S+' has [\d,]+ bytes, expected at most 500: cut its file"
     with open_clip(first_of(tmp_path / "out")) as clip, pytest.raises(MediaError, match=message):
@@ -350,8 +362,7 @@ def change_index(out, change):
         ("member", b"000000000.jsen", "the shard holds no json of it"),
     ],
 )
-def test_an_index_is_not_trusted(data, tmp_path, field, value, message):
-    packed(data, tmp_path / "out")
+def test_an_index_is_not_trusted(out, tmp_path, field, value, message):
 
     def change(index):
         index[field][0] = value
@@ -374,8 +385,7 @@ FACTS = {
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_facts_are_not_trusted(data, tmp_path, name):
-    packed(data, tmp_path / "out")
+def test_facts_are_not_trusted(out, tmp_path, name):
     tar, record = tmp_path / "out/shard-000000.tar", np.load(tmp_path / "out/shard-000000.index.npy")[0]
     begin, end = int(record["offset"]), int(record["offset"] + record["length"])
     content = tar.read_bytes()
@@ -391,8 +401,7 @@ def test_facts_are_not_trusted(data, tmp_path, name):
 
 
 @pytest.mark.parametrize("told", [{"rows": 10**12}, {"rows": 10**400}, {"rows": 10**9, "shard_size": 1}])
-def test_no_more_shards_than_can_be_listed(data, tmp_path, told):
-    packed(data, tmp_path / "out")
+def test_no_more_shards_than_can_be_listed(out, tmp_path, told):
     file = tmp_path / "out/pack.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | told))
     with pytest.raises(DataError, match=r"pack\.json: at most 1,000,000,000 rows in 1,000,000 shards"):
@@ -400,8 +409,7 @@ def test_no_more_shards_than_can_be_listed(data, tmp_path, told):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-def test_nothing_waits_for_a_pipe(data, tmp_path):
-    packed(data, tmp_path / "out")
+def test_nothing_waits_for_a_pipe(out, tmp_path):
     index = tmp_path / "out/shard-000000.index.npy"
     index.unlink()
     os.mkfifo(index)
@@ -449,9 +457,8 @@ def test_hostile_shards_are_refused(data, tmp_path):
 
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("suffix", [".json", ".jpg", ".flac"])
-def test_one_wrong_bit_is_found(data, tmp_path, suffix, share):
+def test_one_wrong_bit_is_found(out, tmp_path, suffix, share):
     """Decoders make some picture or sound of it, too."""
-    packed(data, tmp_path / "out")
     tar, index = tmp_path / "out/shard-000000.tar", np.load(tmp_path / "out/shard-000000.index.npy")
     record = next(r for r in index if r["member"].decode().endswith(suffix))
     content = bytearray(tar.read_bytes())
@@ -463,8 +470,7 @@ def test_one_wrong_bit_is_found(data, tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize("cell", ["../secret.mp4", "/etc/passwd", "../other/shard-000000.tar/000000000/path"])
-def test_cells_do_not_leave_the_folder(data, tmp_path, cell):
-    packed(data, tmp_path / "out")
+def test_cells_do_not_leave_the_folder(out, tmp_path, cell):
     path = tmp_path / "out/shard-000000.parquet"
     table = pq.read_table(path)
     cells = [cell, *table["path"].to_pylist()[1:]]
@@ -475,8 +481,7 @@ def test_cells_do_not_leave_the_folder(data, tmp_path, cell):
             Manifest.read(tmp_path / "out", fakes.reads_of(fakes.four()), config)
 
 
-def test_paths_into_shards(data, tmp_path):
-    packed(data, tmp_path / "out")
+def test_paths_into_shards(out, tmp_path):
     assert exists(first_of(tmp_path / "out"))
     assert not exists(str(tmp_path / "no.tar/000000000/path"))
     with pytest.raises(MediaError, match="holds no clip '000000009'"):

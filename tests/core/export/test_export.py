@@ -76,6 +76,7 @@ def test_onnx_with_padding_and_a_subset(tmp_path):
     assert (tmp_path / "out" / done.metadata["model"]["modalities"]["gamma"]["words"]).read_text() == "one two"
 
 
+@pytest.mark.slow
 def test_torch_export_holds_no_pickle(tmp_path):
     model = build("bottleneck", 2, backbone={"depth": 2}, head={"classes": None, "tasks": {"verb": 3, "noun": 4}})
     model.classes = {"verb": ["cut", "mix", "pour"]}

@@ -117,6 +117,7 @@ def test_peak_memory_of_this_process():
     assert memory.peak() < high
 
 
+@pytest.mark.slow
 def test_a_pattern_of_one_strategy_does_not_stop_the_others():
     experiment = experiment_of("bottleneck", 2, freeze=["fusion.*", "streams.*"])
     assert all(cost.training for cost in bench(experiment, device=CPU, batch_size=2, seconds=0.0))

@@ -48,6 +48,7 @@ def test_layers_with_other_rates_of_stochastic_depth_share_a_graph(graphs):
     assert (len(made), len(calls)) == (1, 11)
 
 
+@pytest.mark.slow
 def test_all_ways_of_calling_a_block_are_compiled(graphs):
     """More than torch compiles of a function by default."""
     blocks = blocks_of([0.0, 0.2])

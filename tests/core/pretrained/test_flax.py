@@ -269,6 +269,7 @@ def test_chunks_that_do_not_fit(tmp_path, change):
         read_params(checkpoint(tmp_path, {"params": {"cls": chunked}}))
 
 
+@pytest.mark.slow
 def test_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "checkpoint_7"
     for length in range(len(CHUNKED)):

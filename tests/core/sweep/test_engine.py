@@ -225,6 +225,7 @@ def test_a_run_that_notes_no_data_is_taken(tmp_path):
     assert Sweep(tmp_path / "out", cells).todo() == []
 
 
+@pytest.mark.slow
 def test_a_cell_that_another_process_trains_is_left(tmp_path, monkeypatch):
     cells, running = layers(make_flags(tmp_path)), True
 
@@ -240,6 +241,7 @@ def test_a_cell_that_another_process_trains_is_left(tmp_path, monkeypatch):
     assert [r.status for r in sweep.run("cpu")] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_cells_share_the_decoded_clips(tmp_path, monkeypatch):
     made = []
     choose = engine.Cache.choose

@@ -137,6 +137,7 @@ def test_what_the_data_fill_is_of_the_training_rows_alone(tmp_path):
     assert "loss" not in outcome.pooled.metrics
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed_it_comes_to_the_same(tmp_path):
     experiment = make_flags(tmp_path, test=False).experiment()
     unbroken = cross_validate(experiment, 2, tmp_path / "unbroken")

@@ -285,6 +285,7 @@ def test_the_size_is_told_before_it_is_taken(tune, tmp_path, readable):
     assert float(number) * 1e3 == pytest.approx(size, rel=0.01)
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_computed_anew(tmp_path, series, embedded):
     """A file, a span, damaged entries."""
     data = shutil.copytree(series.parent, tmp_path / "data")
@@ -348,6 +349,7 @@ def test_what_is_damaged_while_it_is_read_ends_the_run(tmp_path, series):
     assert trained(tmp_path / "run", series, resume=True).losses == whole.losses
 
 
+@pytest.mark.slow
 def test_killed_while_writing(tmp_path, series, embedded):
     """What was whole is used, what was half written is not."""
     whole = trained(tmp_path / "whole", series)
