@@ -22,14 +22,14 @@ SETTINGS = {
     "modalities.audio.rate=8000": "--set modalities.audio: unknown modality 'audio'. Known: rgb; see --modalities",
     "modalities=3": "modalities: expected NAME: settings, came 3",
     "modalities={}": f"modalities: none given; known kinds: {KINDS}",
-    "modalities.rgb.size=0": "modalities.rgb.size: input should be greater than 0 or a valid tuple, came 0.",
+    "modalities.rgb.size=0": "modalities.rgb.size: input should be greater than 0 or a valid tuple or 'auto', came 0.",
     "modalities.rgb.size=[3]": "modalities.rgb.size.1: missing, and it has no default",
     "model=3": "model: input should be a valid dictionary or instance of ModelConfig, came 3.",
     "model.fusion.strategy=botleneck": "model.fusion.strategy: unknown fusion strategy 'botleneck'. Did you mean "
     "'bottleneck'? Known: bottleneck, bottleneck-sequential, cross-attention, late, self-attention (came: 'botleneck')",
     "model.fusion.layer=9": "model.fusion.layer: 9 is above the depth 4; expected 0 to 4",
-    "model.fusion.layer=-1": "model.fusion.layer: input should be greater than or equal to 0, came -1.",
-    "model.pool=avg": "model.pool: input should be 'cls', 'mean' or 'mean-joint', came 'avg'.",
+    "model.fusion.layer=-1": "model.fusion.layer: input should be greater than or equal to 0 or 'auto', came -1.",
+    "model.pool=avg": "model.pool: input should be 'cls', 'mean', 'mean-joint' or 'auto', came 'avg'.",
     "model.backbone.dim=30": "model.backbone: dim 30 is not a multiple of heads 4",
     "model.backbone=null": "model.backbone: input should be a valid string or a valid dictionary ..., came None.",
     "model.head.classes=0": "model.head.classes: input should be greater than 0, came 0.",
@@ -144,8 +144,8 @@ FLAGS = {
     "--modalities rgb --device gpu": "--device gpu: expected auto, cpu, cuda or mps...",
     "--modalities rgb --parallel dpp": "--parallel dpp: expected ddp or fsdp",
     "--modalities rgb --precision 16": "train.precision: input should be '32' or 'bf16', came '16'...",
-    "--modalities rgb --tune heads": "train.tune: input should be 'all', 'fused' or 'head', came 'heads'. Did you mean "
-    "'head'?",
+    "--modalities rgb --tune heads": "train.tune: input should be 'all', 'fused', 'head' or 'auto', came 'heads'. "
+    "Did you mean 'head'?",
     "--modalities rgb --out used": "used exists and is not empty; go on with it by --resume used, or choose another "
     "--out",
 }
