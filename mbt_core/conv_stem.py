@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mbt_core.errors import ConfigError
-from mbt_core.patch import PatchTokenizer
+from mbt_core.patch import PatchTokenizer, check_input, grid_of
 from mbt_core.schema import Stem
 from mbt_core.tokens import Tokenizer, Tokens
 
@@ -47,12 +46,9 @@ class ConvTokenizer(Tokenizer):
 
     def __init__(self, channels: int, size: Sequence[int], patch: Sequence[int], dim: int) -> None:
         super().__init__()
-        assert len(size) == len(patch) <= len(CONVOLUTIONS), (size, patch)
-        if any(s < p for s, p in zip(size, patch, strict=True)):
-            raise ConfigError(f"an input of {tuple(size)} is smaller than one patch of {tuple(patch)}")
+        assert len(patch) <= len(CONVOLUTIONS), patch
         self.channels, self.dim = channels, dim
-        self.size, self.patch = tuple(size), tuple(patch)
-        self.grid = tuple(s // p for s, p in zip(size, patch, strict=True))
+        self.size, self.patch, self.grid = tuple(size), tuple(patch), grid_of(size, patch)
         stages, features = [], channels
         for number, stride in enumerate(strides := stage_strides(patch), start=1):
             width = min(dim, max(NARROWEST, dim >> (len(strides) - number)))
@@ -71,9 +67,7 @@ class ConvTokenizer(Tokenizer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tokens:
         """x: [B, C, S_1, ..., S_k] -> Tokens with N = prod(N_i). `mask`: bool [B, N] of real patches, or None."""
-        if x.shape[1] != self.channels or tuple(x.shape[2:]) != self.size:
-            came, expected = (", ".join(map(str, ("B", *v))) for v in (x.shape[1:], (self.channels, *self.size)))
-            raise ValueError(f"the tokenizer's input is [{came}], expected [{expected}]")
+        check_input(x, self.channels, self.size)
         for axis, (n, p) in enumerate(zip(self.grid, self.patch, strict=True), start=2):
             x = x.narrow(axis, 0, n * p)
         if mask is None:

@@ -35,12 +35,8 @@ class PatchTokenizer(Tokenizer):
 
     def __init__(self, channels: int, size: Sequence[int], patch: Sequence[int], dim: int) -> None:
         super().__init__()
-        assert len(size) == len(patch), (size, patch)
-        if any(s < p for s, p in zip(size, patch, strict=True)):
-            raise ConfigError(f"an input of {tuple(size)} is smaller than one patch of {tuple(patch)}")
         self.channels, self.dim = channels, dim
-        self.size, self.patch = tuple(size), tuple(patch)
-        self.grid = tuple(s // p for s, p in zip(size, patch, strict=True))
+        self.size, self.patch, self.grid = tuple(size), tuple(patch), grid_of(size, patch)
         self.weight = nn.Parameter(torch.empty(dim, channels, *patch))
         self.bias = nn.Parameter(torch.zeros(dim))
         self.reset_parameters()
@@ -54,9 +50,7 @@ class PatchTokenizer(Tokenizer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tokens:
         """x: [B, C, S_1, ..., S_k] -> Tokens with N = prod(N_i). `mask`: bool [B, N] of real patches, or None."""
-        if x.shape[1] != self.channels or tuple(x.shape[2:]) != self.size:
-            came, expected = (", ".join(map(str, ("B", *v))) for v in (x.shape[1:], (self.channels, *self.size)))
-            raise ValueError(f"the tokenizer's input is [{came}], expected [{expected}]")
+        check_input(x, self.channels, self.size)
         k = len(self.patch)
         for axis, (n, p) in enumerate(zip(self.grid, self.patch, strict=True), start=2):
             x = x.narrow(axis, 0, n * p)
@@ -65,3 +59,17 @@ class PatchTokenizer(Tokenizer):
         order = [0, *range(2, 2 + 2 * k, 2), 1, *range(3, 3 + 2 * k, 2)]
         x_BNP = x.permute(order).reshape(x.shape[0], math.prod(self.grid), -1)
         return Tokens(F.linear(x_BNP, self.weight.flatten(1), self.bias), mask)
+
+
+def grid_of(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """How many whole patches fit along each axis. Raises `ConfigError` if an axis is shorter than its patch."""
+    if any(s < p for s, p in zip(size, patch, strict=True)):
+        raise ConfigError(f"an input of {tuple(size)} is smaller than one patch of {tuple(patch)}")
+    return tuple(s // p for s, p in zip(size, patch, strict=True))
+
+
+def check_input(x: Tensor, channels: int, size: tuple[int, ...]) -> None:
+    """Raises `ValueError` unless x is [B, C, S_1, ..., S_k]."""
+    if tuple(x.shape[1:]) != (channels, *size):
+        came, expected = (", ".join(map(str, ("B", *v))) for v in (x.shape[1:], (channels, *size)))
+        raise ValueError(f"the tokenizer's input is [{came}], expected [{expected}]")

@@ -45,16 +45,20 @@ def follow_weights(model: ModelT, modalities: Modalities) -> tuple[ModelT, Modal
     return model.of_depth(resolve_backbone(model.backbone).depth), filled
 
 
+def differences(one: BackboneConfig, other: BackboneConfig) -> str:
+    """What two geometries differ in, in words."""
+    ours, theirs = one.model_dump(), other.model_dump()
+    return ", ".join(f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key])
+
+
 def _common(weights: dict[str, VitWeights]) -> BackboneConfig:
     geometries = {name: backbone_of(vit) for name, vit in weights.items()}
     (first, wanted), *others = geometries.items()
     for name, other in others:
         if other != wanted:
-            ours, theirs = wanted.model_dump(), other.model_dump()
-            differing = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise ConfigError(
                 f"model.pretrained: {weights[first].source} and {weights[name].source} are of different models "
-                f"({', '.join(differing)}), and all streams have one geometry; give weights of one model"
+                f"({differences(wanted, other)}), and all streams have one geometry; give weights of one model"
             )
     return wanted
 

@@ -11,7 +11,7 @@ from statistics import fmean
 from mbt_core.config import BackboneConfig
 from mbt_core.errors import ConfigError
 from mbt_core.model.backbone import resolve_backbone
-from mbt_core.pretrained.follow import backbone_of
+from mbt_core.pretrained.follow import backbone_of, differences
 from mbt_core.pretrained.sources import open_source
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
 from mbt_core.sweep.interval import half_width, t_quantile
@@ -138,11 +138,9 @@ def common_geometry(found: dict[str, BackboneConfig]) -> BackboneConfig:
     (first, wanted), *others = found.items()
     for name, other in others:
         if other != wanted:
-            ours, theirs = wanted.model_dump(), other.model_dump()
-            differing = [f"{key} {ours[key]} and {theirs[key]}" for key in ours if ours[key] != theirs[key]]
             raise ConfigError(
-                f"--init: {first} and {name} are of different models ({', '.join(differing)}), and the same model is "
-                "to be trained from each; compare them one at a time"
+                f"--init: {first} and {name} are of different models ({differences(wanted, other)}), and the same "
+                "model is to be trained from each; compare them one at a time"
             )
     return wanted
 

@@ -1,14 +1,18 @@
 """A recipe of two anonymous modalities, data for it, and cells: a training takes a fraction of a second."""
 
 import csv
+import os
+import signal
 from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
 
 from mbt_core.sweep.cost import Cost
+from mbt_core.sweep.engine import Watcher
 from mbt_core.sweep.grid import Cell, Flags, make_cells, parse_over
 from mbt_core.sweep.results import Result
+from mbt_core.training.events import Listener
 
 RECIPE = """\
     modalities: {alpha: {channels: auto}, beta: {}}
@@ -51,3 +55,23 @@ def result(labels: dict[str, str], seed: int, score: float | None, **more: objec
     known = {"steps": 6, "split": "test", "metrics": {"top1": score, "top1[alpha]": 0.5}, "main": ("top1",)}
     known |= {"examples": 8, "clips_per_second": 100.0, "cost": Cost(2.5, 10**6), **more}
     return Result(cell, "finished", **known)  # type: ignore[arg-type]
+
+
+class Log(Watcher):
+    """Notes the cells that are trained and the step each starts from; may ask one to stop."""
+
+    def __init__(self, stop_in=None, stop_at=0):
+        self.stop_in, self.stop_at, self.trained = stop_in, stop_at, []
+
+    def cell_start(self, cell, number, total):
+        log = self
+
+        class Training(Listener):
+            def run_start(self, folder, config, step, steps):
+                log.trained.append((cell.name, step))
+
+            def step(self, step, metrics):
+                if cell.name == log.stop_in and step == log.stop_at:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        return [Training()]

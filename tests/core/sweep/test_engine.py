@@ -1,8 +1,6 @@
 """Sweeps of real, tiny trainings: what is finished stays, what was interrupted goes on, what fails stops no other."""
 
-import os
 import shlex
-import signal
 from dataclasses import replace
 from itertools import pairwise
 
@@ -13,33 +11,12 @@ from mbt_core.config import HeadConfig
 from mbt_core.errors import ConfigError, InUseError
 from mbt_core.recipes import assemble
 from mbt_core.run import train
-from mbt_core.sweep.engine import Sweep, Watcher, differences
-from mbt_core.training.events import Listener
+from mbt_core.sweep.engine import Sweep, differences
 from mbt_core.training.loop import Interrupted
 from mbt_core.training.state import FILE
-from toy.sweeps import layers, make_flags
+from toy.sweeps import Log, layers, make_flags
 
 pytestmark = pytest.mark.usefixtures("toys")
-
-
-class Log(Watcher):
-    """Notes the cells that are trained and the step each starts from; may ask one to stop."""
-
-    def __init__(self, stop_in=None, stop_at=0):
-        self.stop_in, self.stop_at, self.trained = stop_in, stop_at, []
-
-    def cell_start(self, cell, number, total):
-        log = self
-
-        class Training(Listener):
-            def run_start(self, folder, config, step, steps):
-                log.trained.append((cell.name, step))
-
-            def step(self, step, metrics):
-                if cell.name == log.stop_in and step == log.stop_at:
-                    os.kill(os.getpid(), signal.SIGINT)
-
-        return [Training()]
 
 
 def run(out, cells, **how):

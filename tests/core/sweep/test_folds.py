@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import signal
 import statistics
 
 import numpy as np
@@ -19,10 +17,9 @@ from mbt_core.sweep.cross_validation import CrossValidation, Score, cross_valida
 from mbt_core.sweep.folds import FoldResult, Folds, Scored, begin, in_folds
 from mbt_core.sweep.grid import Cell, Flags
 from mbt_core.sweep.results import Result
-from mbt_core.training.events import Listener
 from mbt_core.training.loop import Interrupted
 from mbt_core.training.state import load_state
-from toy.sweeps import make_flags
+from toy.sweeps import Log, make_flags
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -41,26 +38,6 @@ def write_rows(folder, rows):
 
 def weights(folder):
     return (folder / "model.safetensors").read_bytes()
-
-
-class Log(engine.Watcher):
-    """Notes the folds that are trained and the step each starts from; may ask one to stop."""
-
-    def __init__(self, stop_in=None, stop_at=0):
-        self.stop_in, self.stop_at, self.trained = stop_in, stop_at, []
-
-    def cell_start(self, cell, number, total):
-        log = self
-
-        class Training(Listener):
-            def run_start(self, folder, config, step, steps):
-                log.trained.append((cell.name, step))
-
-            def step(self, step, metrics):
-                if cell.name == log.stop_in and step == log.stop_at:
-                    os.kill(os.getpid(), signal.SIGINT)
-
-        return [Training()]
 
 
 def test_every_row_is_scored_once_by_the_fold_that_has_not_seen_it(tmp_path, monkeypatch):
