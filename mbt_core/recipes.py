@@ -191,8 +191,8 @@ def _offered(recipe: Recipe) -> dict[str, dict[str, Any]]:
     """The recipe's settings by instance name or kind. Raises `ConfigError` if they are no settings."""
     offered = recipe.tree.get("modalities") or {}
     if not isinstance(offered, dict):
-        raise ConfigError(f"{recipe.name}: modalities: expected NAME: settings, came {offered!r}")
+        raise ConfigError(f"{recipe.name}: modalities: expected NAME: settings, got {offered!r}")
     for name, settings in offered.items():
         if settings is not None and not isinstance(settings, dict):
-            raise ConfigError(f"{recipe.name}: modalities.{name}: expected settings as KEY: VALUE, came {settings!r}")
+            raise ConfigError(f"{recipe.name}: modalities.{name}: expected settings as KEY: VALUE, got {settings!r}")
     return {str(name): settings or {} for name, settings in offered.items()}

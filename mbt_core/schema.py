@@ -214,11 +214,11 @@ def _explain(where: str, found: list[Any]) -> str:
     if item["type"] == "missing":
         return f"{where}: missing, and it has no default"
     if inner is not None:
-        return f"{where}: {inner} (came: {came})"
+        return f"{where}: {inner} (got: {came})"
     first, *others = dict.fromkeys(_expected(item) for item, _ in found)
     message = " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
     choices = [choice for item, _ in found for choice in _choices(item)]
-    return f"{where}: {message}, came {came}.{nearest(item['input'], choices)}"
+    return f"{where}: {message}, got {came}.{nearest(item['input'], choices)}"
 
 
 def _expected(item: Any) -> str:

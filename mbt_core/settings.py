@@ -63,7 +63,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected KEY: VALUE at the top, came {type(tree).__name__}")
+        raise ConfigError(f"{path}: expected KEY: VALUE at the top, got {type(tree).__name__}")
     return tree
 
 

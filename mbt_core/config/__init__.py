@@ -130,7 +130,7 @@ class HeadConfig(StrictModel):
             if name in known:
                 raise ConfigError(f"{where}: a task has that name already")
             if len(set(members)) < 2 or len(set(members)) < len(members):
-                raise ConfigError(f"{where}: expected two or more different tasks, came {members}")
+                raise ConfigError(f"{where}: expected two or more different tasks, got {members}")
             for task in members:
                 if known and task not in known:
                     raise ConfigError(f"{where}: {unknown('task', task, known)}")
@@ -149,9 +149,9 @@ class HeadConfig(StrictModel):
         for name, count in (self.tasks or {}).items():
             check_name(name, "model.head.tasks")
             if count < 1:
-                raise ConfigError(f"model.head.tasks.{name}: expected at least 1 class, came {count}")
+                raise ConfigError(f"model.head.tasks.{name}: expected at least 1 class, got {count}")
             if count > MOST_CLASSES:
-                raise ConfigError(f"model.head.tasks.{name}: expected at most {MOST_CLASSES:,} classes, came {count}")
+                raise ConfigError(f"model.head.tasks.{name}: expected at most {MOST_CLASSES:,} classes, got {count}")
         names = set(self.outputs) or None
         for key, given in (
             ("task", self.task if isinstance(self.task, dict) else {}),
@@ -279,7 +279,7 @@ def check_name(name: str, where: str) -> str:
 def parse_modalities(value: Any) -> Any:
     """``{"left": {"kind": "x", ...}}`` or ``{"x": {...}}`` -> each kind's own configuration."""
     if not isinstance(value, Mapping):
-        raise ConfigError(f"modalities: expected NAME: settings, came {value!r}")
+        raise ConfigError(f"modalities: expected NAME: settings, got {value!r}")
     if not value:
         raise ConfigError(f"modalities: none given; known kinds: {', '.join(sorted(registry().modalities)) or 'none'}")
     parsed = {}
@@ -289,7 +289,7 @@ def parse_modalities(value: Any) -> Any:
             parsed[name] = settings
             continue
         if settings is not None and not isinstance(settings, Mapping):
-            raise ConfigError(f"modalities.{name}: expected settings as KEY: VALUE, came {settings!r}")
+            raise ConfigError(f"modalities.{name}: expected settings as KEY: VALUE, got {settings!r}")
         full = {"kind": name, **(settings or {})}
         try:
             config_class = registry().config_class(str(full["kind"]))

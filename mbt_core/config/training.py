@@ -139,4 +139,4 @@ def check_rates(rates: float | dict[str, float], where: str) -> None:
     """Raises `ConfigError` for a rate outside [0, 1)."""
     for rate in rates.values() if isinstance(rates, dict) else [rates]:
         if not 0 <= rate < 1:
-            raise ConfigError(f"{where}: expected 0 <= p < 1, came {rate}")
+            raise ConfigError(f"{where}: expected 0 <= p < 1, got {rate}")

@@ -57,7 +57,7 @@ def as_text(column: pa.ChunkedArray, where: str) -> pa.LargeStringArray:
             column = pc.if_else(pc.is_nan(column), None, column)
         text = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise DataError(f"{where}: expected text, came {column.type}") from None
+        raise DataError(f"{where}: expected text, got {column.type}") from None
     try:
         text.validate(full=True)
     except pa.ArrowInvalid:
@@ -78,12 +78,12 @@ def as_numbers(column: pa.ChunkedArray, where: str, what: str = "seconds") -> np
             numbers = pc.if_else(pc.equal(text, ""), None, text).cast(pa.float64())
         except pa.ArrowInvalid:
             index, value = next((i, v) for i, v in enumerate(text.to_pylist()) if v and not _is_number(v))
-            raise DataError(f"{where}: row {index + 1}: expected {what}, came {value!r}") from None
+            raise DataError(f"{where}: row {index + 1}: expected {what}, got {value!r}") from None
     values = pc.fill_null(numbers, np.nan).to_numpy()
     wrong = (values < 0) | np.isinf(values)
     if wrong.any():
         index = int(wrong.argmax())
-        raise DataError(f"{where}: row {index + 1}: expected {what} >= 0, came {values[index]:g}")
+        raise DataError(f"{where}: row {index + 1}: expected {what} >= 0, got {values[index]:g}")
     return values
 
 

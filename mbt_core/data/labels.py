@@ -205,7 +205,7 @@ def parse_labels(
         for index, found in enumerate(values):
             if not found or len(found) != width:
                 what = f"{width} finite number{'s' * (width > 1)}" if width else "a finite number"
-                raise fail(index, f"expected {what} as the {task!r} label, came {cells[index]!r}")
+                raise fail(index, f"expected {what} as the {task!r} label, got {cells[index]!r}")
         none = np.zeros(0, np.int64)
         table = np.array(values, np.float32).reshape(len(cells), width)
         return Labels(task, kind, [], codes, cells, none, none, table)
@@ -301,7 +301,7 @@ def _read_classes(path: Path) -> tuple[Classes, str]:
     classes = read_json(file)
     expected = 'expected {"TASK": ["first class", "second class", ...]}'
     if not isinstance(classes, dict) or not classes:
-        raise DataError(f"{file}: {expected}, came {type(classes).__name__}")
+        raise DataError(f"{file}: {expected}, got {type(classes).__name__}")
     for task, names in classes.items():
         if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
             raise DataError(f"{file}: task {task!r}: {expected}")

@@ -79,7 +79,7 @@ def other_data(config: DataConfig, path: str | Path) -> DataConfig:
     """
     if not isinstance(path, str | PathLike):
         raise ConfigError(
-            f"data: expected the path or URL of a manifest, came {_article(type(path).__name__)}; write it to a file "
+            f"data: expected the path or URL of a manifest, got {_article(type(path).__name__)}; write it to a file "
             "first, .csv or .parquet"
         )
     ask_for(path)
@@ -124,7 +124,7 @@ def media_paths(files: Any) -> Iterable[Path]:
 
 def _no_path(what: str) -> ConfigError:
     return ConfigError(
-        f"predict: expected the path of a media file or folder, or several paths, came {what}. Where the modalities of "
+        f"predict: expected the path of a media file or folder, or several paths, got {what}. Where the modalities of "
         "an example lie in files of their own, a row of a manifest names them: predict_rows; an array is first written "
         "to a file, e.g. by numpy.save"
     )

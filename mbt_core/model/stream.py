@@ -60,7 +60,7 @@ class Stream(nn.Module):
         B, N, _ = x_BND.shape
         capacity = math.prod(self.grid)
         if capacity < N or (len(self.grid) > 1 and capacity > N):
-            raise ValueError(f"{N} tokens came, the grid {self.grid} holds {capacity}")
+            raise ValueError(f"got {N} tokens, the grid {self.grid} holds {capacity}")
         slots = self.prefix if self.embed_prefix else 0
         x_BND = x_BND + self.pos_embed[:, slots : slots + N]
         if self.training and self.patch_drop:

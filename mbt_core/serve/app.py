@@ -193,7 +193,7 @@ def make_app(service: Service) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def wrong_option(_: Request, error: RequestValidationError) -> JSONResponse:
-        said = "; ".join(f"{e['loc'][-1]}: {e['msg']}, came {e['input']!r}" for e in error.errors())
+        said = "; ".join(f"{e['loc'][-1]}: {e['msg']}, got {e['input']!r}" for e in error.errors())
         return JSONResponse({"error": said}, 400)
 
     @app.exception_handler(Exception)

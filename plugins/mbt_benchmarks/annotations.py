@@ -51,7 +51,7 @@ def read_lines(path: Path, width: int) -> Iterator[list[str]]:
             if not cells or cells[0].startswith("#"):
                 continue
             if len(cells) < width:
-                raise DataError(f"{path}: row {number}: expected {width} cells, came {cells}")
+                raise DataError(f"{path}: row {number}: expected {width} cells, got {cells}")
             yield cells
 
 
@@ -82,7 +82,7 @@ def seconds(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: expected seconds or HH:MM:SS, came {text!r}")
+        raise DataError(f"{where}: expected seconds or HH:MM:SS, got {text!r}")
     return round(value, 6)
 
 
@@ -91,7 +91,7 @@ def whole_number(text: str, where: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise DataError(f"{where}: expected a whole number, came {text!r}") from None
+        raise DataError(f"{where}: expected a whole number, got {text!r}") from None
 
 
 def number_above_0(text: str, where: str) -> float:
@@ -101,5 +101,5 @@ def number_above_0(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < math.inf:
-        raise DataError(f"{where}: expected a number above 0, came {text!r}")
+        raise DataError(f"{where}: expected a number above 0, got {text!r}")
     return value

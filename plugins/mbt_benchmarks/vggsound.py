@@ -59,7 +59,7 @@ def segment_of(name: str, where: str) -> Segment:
     """``ID_START`` -> the segment. Raises `DataError`."""
     video, start = name[:ID_LENGTH], name[ID_LENGTH + 1 :]
     if len(video) < ID_LENGTH or not start.isdigit() or name[ID_LENGTH] != "_":
-        raise DataError(f"{where}: expected ID_START, a YouTube id and six digits, came {name!r}")
+        raise DataError(f"{where}: expected ID_START, a YouTube id and six digits, got {name!r}")
     return Segment(video, float(start), float(start) + LENGTH)
 
 

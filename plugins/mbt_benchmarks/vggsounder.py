@@ -37,7 +37,7 @@ def build(annotations: Path, media: Path, subset: str | None, seed: int) -> Buil
     for record in read_records(path, "video_id", "label", "modality"):
         modality = record["modality"].strip().upper()
         if modality not in ("A", "V", "AV"):
-            raise DataError(f"{path}: {record['video_id']}: expected the modality A, V or AV, came {modality!r}")
+            raise DataError(f"{path}: {record['video_id']}: expected the modality A, V or AV, got {modality!r}")
         labels.setdefault(record["video_id"], {})[record["label"]] = modality
         flags[record["video_id"]] = {name: record.get(name, "") or "" for name in FLAGS}
     if subset is not None:

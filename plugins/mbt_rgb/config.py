@@ -78,13 +78,13 @@ class RgbConfig(PictureConfig):
         if self.frames != "auto" and self.tubelet > self.frames:
             raise ValueError(f"tubelet {self.tubelet} is longer than frames {self.frames}")
         if self.sample_frames is not None and self.tubelet != 1:
-            raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (came: {self.tubelet})")
+            raise ValueError(f"sample_frames embeds single frames: set tubelet to 1 (got: {self.tubelet})")
         if self.sample_frames is not None and self.stem != "patch":
             raise ValueError("sample_frames is the reference's linear embedding of patches: set stem to 'patch'")
         ranges = {"scale_jitter": self.scale_jitter, "saturation": self.saturation, "contrast": self.contrast}
         for name, span in ranges.items():
             if span is not None and span[0] > span[1]:
-                raise ValueError(f"{name} is a range [low, high], came {list(span)}")
+                raise ValueError(f"{name} is a range [low, high], got {list(span)}")
         if self.size == "auto":
             return self
         if self.frames != "auto":

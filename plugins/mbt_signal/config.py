@@ -81,7 +81,7 @@ class SignalConfig(PatchedConfig):
             if isinstance(given, list) and self.channels not in ("auto", len(given)):
                 raise ValueError(f"{name} has {len(given)} values for {self.channels} channels")
         if self.std != "auto" and min(self.std if isinstance(self.std, list) else [self.std]) <= 0:
-            raise ValueError(f"std must be above 0, came {self.std}")
+            raise ValueError(f"std must be above 0, got {self.std}")
         if isinstance(self.fft, int) and (self.fft % 2 or (isinstance(self.hop, int) and self.fft < self.hop)):
             raise ValueError(f"fft {self.fft} must be even and not less than hop {self.hop}")
         self._check_sizes()

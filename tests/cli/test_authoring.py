@@ -47,7 +47,7 @@ def test_json_is_one_document():
 def test_wrong_usage_is_an_exit_code_of_2():
     for words, message in (
         (["check", "sond"], "unknown modality 'sond'. Did you mean 'sound'?"),
-        (["check", "sound", "--set", "patch=0"], "sound.patch: input should be greater than 0, came 0"),
+        (["check", "sound", "--set", "patch=0"], "sound.patch: input should be greater than 0, got 0"),
         (["new", "sound"], "the kind 'sound' exists already"),
         (["new", "Sound"], "is not of the form"),
     ):

@@ -20,43 +20,43 @@ SETTINGS = {
     "train.stpes=1": f"train.stpes: unknown key. Did you mean 'steps'? Known here: {TRAIN_KEYS}, ...",
     "modalities.rgb.frmes=3": "modalities.rgb.frmes: unknown key. Did you mean 'frames'? Known here: brightness, ...",
     "modalities.audio.rate=8000": "--set modalities.audio: unknown modality 'audio'. Known: rgb; see --modalities",
-    "modalities=3": "modalities: expected NAME: settings, came 3",
+    "modalities=3": "modalities: expected NAME: settings, got 3",
     "modalities={}": f"modalities: none given; known kinds: {KINDS}",
-    "modalities.rgb.size=0": "modalities.rgb.size: input should be greater than 0 or a valid tuple or 'auto', came 0.",
+    "modalities.rgb.size=0": "modalities.rgb.size: input should be greater than 0 or a valid tuple or 'auto', got 0.",
     "modalities.rgb.size=[3]": "modalities.rgb.size.1: missing, and it has no default",
-    "model=3": "model: input should be a valid dictionary or instance of ModelConfig, came 3.",
+    "model=3": "model: input should be a valid dictionary or instance of ModelConfig, got 3.",
     "model.fusion.strategy=botleneck": "model.fusion.strategy: unknown fusion strategy 'botleneck'. Did you mean "
-    "'bottleneck'? Known: bottleneck, bottleneck-sequential, cross-attention, late, self-attention (came: 'botleneck')",
+    "'bottleneck'? Known: bottleneck, bottleneck-sequential, cross-attention, late, self-attention (got: 'botleneck')",
     "model.fusion.layer=9": "model.fusion.layer: 9 is above the depth 4; expected 0 to 4",
-    "model.fusion.layer=-1": "model.fusion.layer: input should be greater than or equal to 0 or 'auto', came -1.",
-    "model.pool=avg": "model.pool: input should be 'cls', 'mean', 'mean-joint' or 'auto', came 'avg'.",
+    "model.fusion.layer=-1": "model.fusion.layer: input should be greater than or equal to 0 or 'auto', got -1.",
+    "model.pool=avg": "model.pool: input should be 'cls', 'mean', 'mean-joint' or 'auto', got 'avg'.",
     "model.backbone.dim=30": "model.backbone: dim 30 is not a multiple of heads 4",
-    "model.backbone=null": "model.backbone: input should be a valid string or a valid dictionary ..., came None.",
-    "model.head.classes=0": "model.head.classes: input should be greater than 0, came 0.",
+    "model.backbone=null": "model.backbone: input should be a valid string or a valid dictionary ..., got None.",
+    "model.head.classes=0": "model.head.classes: input should be greater than 0, got 0.",
     "model.head.task=mulitlabel": "model.head.task: input should be 'single', 'multilabel' or 'regression' or a valid "
-    "dictionary, came 'mulitlabel'. Did you mean 'multilabel'?",
-    "train.steps=many": "train.steps: input should be a valid integer or 'auto', came 'many'.",
-    "train.steps=0": "train.steps: expected at least 1 (came: 0)",
-    "train.batch_size=0": "train.batch_size: expected at least 1 (came: 0)",
-    "train.lr=-1": "train.lr: input should be greater than 0, came -1.",
-    "train.lr=nan": "train.lr: input should be a finite number, came 'nan'.",
-    "train.seed=-1": "train.seed: input should be greater than or equal to 0, came -1.",
-    "train.seed=99999999999999999999": "train.seed: input should be less than ..., came 99999999999999999999.",
-    "train.optimizer=sdg": "train.optimizer: input should be 'sgd' or 'adamw', came 'sdg'. Did you mean 'sgd'?",
+    "dictionary, got 'mulitlabel'. Did you mean 'multilabel'?",
+    "train.steps=many": "train.steps: input should be a valid integer or 'auto', got 'many'.",
+    "train.steps=0": "train.steps: expected at least 1 (got: 0)",
+    "train.batch_size=0": "train.batch_size: expected at least 1 (got: 0)",
+    "train.lr=-1": "train.lr: input should be greater than 0, got -1.",
+    "train.lr=nan": "train.lr: input should be a finite number, got 'nan'.",
+    "train.seed=-1": "train.seed: input should be greater than or equal to 0, got -1.",
+    "train.seed=99999999999999999999": "train.seed: input should be less than ..., got 99999999999999999999.",
+    "train.optimizer=sdg": "train.optimizer: input should be 'sgd' or 'adamw', got 'sdg'. Did you mean 'sgd'?",
     "train.loggers=[jsnl]": "train.loggers: unknown logger 'jsnl'. Did you mean 'jsonl'? Known: jsonl, tensorboard "
-    "(came: ['jsnl'])",
-    "train.loggers=jsonl": "train.loggers: input should be a valid list, came 'jsonl'.",
-    "train.betas=[1]": "train.betas.0: input should be less than 1, came 1.\n"
+    "(got: ['jsnl'])",
+    "train.loggers=jsonl": "train.loggers: input should be a valid list, got 'jsonl'.",
+    "train.betas=[1]": "train.betas.0: input should be less than 1, got 1.\n"
     "train.betas.1: missing, and it has no default",
-    "train.modality_dropout=1": "train.modality_dropout: expected 0 <= p < 1, came 1.0",
+    "train.modality_dropout=1": "train.modality_dropout: expected 0 <= p < 1, got 1.0",
     "train.modality_dropout={rbg: 0.1}": "train.modality_dropout: unknown modality 'rbg'. Did you mean 'rgb'? "
     "Known: rgb",
     "train.lr_factors={audio: 2}": "train.lr_factors: unknown modality 'audio'. Known: rgb",
     "data.fold=3": "data.fold: 3, but data.folds is None; folds count from 0",
-    "data.max_missing=2": "data.max_missing: input should be less than or equal to 1, came 2.",
-    "data.sampler=balancd": "data.sampler: input should be 'uniform' or 'balanced', came 'balancd'. Did you mean "
+    "data.max_missing=2": "data.max_missing: input should be less than or equal to 1, got 2.",
+    "data.sampler=balancd": "data.sampler: input should be 'uniform' or 'balanced', got 'balancd'. Did you mean "
     "'balanced'?",
-    "evaluate.views=0": "evaluate.views: input should be greater than or equal to 1, came 0.",
+    "evaluate.views=0": "evaluate.views: input should be greater than or equal to 1, got 0.",
     "nonsense": "--set 'nonsense': expected KEY.PATH=VALUE, e.g. model.fusion.layer=4",
     "=3": "--set '=3': expected KEY.PATH=VALUE, e.g. model.fusion.layer=4",
     "a..b=3": "--set 'a..b=3': expected KEY.PATH=VALUE, e.g. model.fusion.layer=4",
@@ -72,7 +72,7 @@ AFTER_A_LOOK = {
     "model.backbone=vit_bse_patch16_224": "model.backbone: timm knows no model 'vit_bse_patch16_224'. Did you mean "
     "'vit_base_patch16_224'?",
     "model.pretrained=nowhere": "model.pretrained: 'nowhere' is neither a file, nor a folder, nor a timm model.",
-    "model.fusion.options={x: 1}": "model.fusion.options: 'bottleneck' takes none, came ['x']",
+    "model.fusion.options={x: 1}": "model.fusion.options: 'bottleneck' takes none, got ['x']",
     "train.freeze=[nothing*]": "train.freeze: 'nothing*' matches no parameter; names look like ...",
     "train.freeze=['*']": "train.freeze: nothing is left to train",
     "train.monitor=top2": "train.monitor: unknown metric 'top2'. Did you mean 'top1'? Known: balanced_accuracy, "
@@ -103,7 +103,7 @@ MANIFESTS = {
                     "are those of the train split; noclass.classes.json could list others"),
     "listed.csv": (HEADER + "{rows}z,{clip},bb,train\n", 1, "row 13: 'bb' is no class of task 'label'. Did you mean "
                    "'b'? Its 2 classes are those of listed.classes.json"),
-    "start.csv": ("id,path,label,start\na,{clip},x,soon\n", 1, "column 'start': row 1: expected seconds, came 'soon'"),
+    "start.csv": ("id,path,label,start\na,{clip},x,soon\n", 1, "column 'start': row 1: expected seconds, got 'soon'"),
     "end.csv": ("id,path,label,start,end\na,{clip},x,3,2\n", 1, "row 1 ends at 2 s, but starts at 3 s"),
     "split.csv": ("id,path,label,split\na,{clip},x,trian\n", 1, "no row of the split 'train'; its splits are: trian. "
                   "Did you mean 'trian'? Rows without a split are of train"),
@@ -117,9 +117,9 @@ RECIPES = {
     "tag.yaml": ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML: could not determine a constructor for "
                  "the tag 'tag:yaml.org,2002:python/object/apply:os.system' in ..., line 1, column 4: ..."),
     "binary.yaml": (b"\xff\xfe\x00", "cannot be read: 'utf-8' codec can't decode byte 0xff in position 0: ..."),
-    "list.yaml": ("- a\n", "expected KEY: VALUE at the top, came list"),
-    "names.yaml": ("modalities: [rgb]\n", "modalities: expected NAME: settings, came ['rgb']"),
-    "value.yaml": ("modalities: {rgb: 3}\n", "modalities.rgb: expected settings as KEY: VALUE, came 3"),
+    "list.yaml": ("- a\n", "expected KEY: VALUE at the top, got list"),
+    "names.yaml": ("modalities: [rgb]\n", "modalities: expected NAME: settings, got ['rgb']"),
+    "value.yaml": ("modalities: {rgb: 3}\n", "modalities.rgb: expected settings as KEY: VALUE, got 3"),
     "endless.yaml": ("data: &d {root: *d}\n", "not valid YAML: an alias stands within what it is an alias of, in ..., "
                      "line 1, column 7: ..."),
     "bomb.yaml": ("a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(20)),
@@ -143,8 +143,8 @@ FLAGS = {
     "--modalities rgb --recipe nope.yaml": "--recipe nope.yaml: no such file",
     "--modalities rgb --device gpu": "--device gpu: expected auto, cpu, cuda or mps...",
     "--modalities rgb --parallel dpp": "--parallel dpp: expected ddp or fsdp",
-    "--modalities rgb --precision 16": "train.precision: input should be '32' or 'bf16', came '16'...",
-    "--modalities rgb --tune heads": "train.tune: input should be 'all', 'fused', 'head' or 'auto', came 'heads'. "
+    "--modalities rgb --precision 16": "train.precision: input should be '32' or 'bf16', got '16'...",
+    "--modalities rgb --tune heads": "train.tune: input should be 'all', 'fused', 'head' or 'auto', got 'heads'. "
     "Did you mean 'head'?",
     "--modalities rgb --out used": "used exists and is not empty; go on with it by --resume used, or choose another "
     "--out",
@@ -216,7 +216,7 @@ def test_manifests(here, name):
 
 @pytest.mark.parametrize(("content", "message"), [
     ('{"label": ["a"', "not valid JSON: Expecting ',' delimiter: line 1 column 15 (char 14)"),
-    ('["a", "b"]', 'expected {"TASK": ["first class", "second class", ...]}, came list'),
+    ('["a", "b"]', 'expected {"TASK": ["first class", "second class", ...]}, got list'),
     ('{"label": ["a", "b", "a"]}', "task 'label': the class 'a' is there twice"),
 ])  # fmt: skip
 def test_classes(here, content, message):

@@ -50,30 +50,30 @@ OUTER = "by_name, inner, kinds, named, needed, rates, sides, steps, word"
     [
         ({"nedded": 1}, f"nedded: unknown key. Did you mean 'needed'? Known here: {OUTER}"),
         ({"xyz": 1}, f"xyz: unknown key. Known here: {OUTER}"),
-        ({3: 1}, "3: keys should be strings, came 3."),
+        ({3: 1}, "3: keys should be strings, got 3."),
         ({"inner": {"dpeth": 1}}, "inner.dpeth: unknown key. Did you mean 'depth'? Known here: act, depth"),
         ({"by_name": {"a": {"actt": 1}}}, "by_name.a.actt: unknown key. Did you mean 'act'? Known here: act, depth"),
         ({"named": {"dept": 1}}, "named.dept: unknown key. Did you mean 'depth'? Known here: act, depth"),
-        ({"steps": "many"}, "steps: input should be a valid integer or 'auto', came 'many'."),
-        ({"steps": "Auto"}, "steps: input should be a valid integer or 'auto', came 'Auto'. Did you mean 'auto'?"),
-        ({"steps": 0}, "steps: input should be greater than 0 or 'auto', came 0."),
-        ({"steps": 2.5}, "steps: input should be a valid integer or 'auto', came 2.5."),
-        ({"sides": [1, "x"]}, "sides.1: input should be a valid integer, came 'x'."),
+        ({"steps": "many"}, "steps: input should be a valid integer or 'auto', got 'many'."),
+        ({"steps": "Auto"}, "steps: input should be a valid integer or 'auto', got 'Auto'. Did you mean 'auto'?"),
+        ({"steps": 0}, "steps: input should be greater than 0 or 'auto', got 0."),
+        ({"steps": 2.5}, "steps: input should be a valid integer or 'auto', got 2.5."),
+        ({"sides": [1, "x"]}, "sides.1: input should be a valid integer, got 'x'."),
         ({"sides": [1]}, "sides.1: missing, and it has no default"),
-        ({"sides": "x"}, "sides: input should be a valid integer or a valid tuple, came 'x'."),
-        ({"inner": {"act": "glue"}}, "inner.act: input should be 'gelu' or 'relu', came 'glue'. Did you mean 'gelu'?"),
-        ({"inner": {"depth": 3}}, "inner: depth must be even (came: {'depth': 3})"),
-        ({"inner": 7}, "inner: input should be a valid dictionary or instance of Inner, came 7."),
+        ({"sides": "x"}, "sides: input should be a valid integer or a valid tuple, got 'x'."),
+        ({"inner": {"act": "glue"}}, "inner.act: input should be 'gelu' or 'relu', got 'glue'. Did you mean 'gelu'?"),
+        ({"inner": {"depth": 3}}, "inner: depth must be even (got: {'depth': 3})"),
+        ({"inner": 7}, "inner: input should be a valid dictionary or instance of Inner, got 7."),
         (
             {"kinds": "tow"},
-            "kinds: input should be 'one' or 'two' or a valid dictionary, came 'tow'. Did you mean 'two'?",
+            "kinds: input should be 'one' or 'two' or a valid dictionary, got 'tow'. Did you mean 'two'?",
         ),
-        ({"kinds": {"a": "onne"}}, "kinds.a: input should be 'one' or 'two', came 'onne'. Did you mean 'one'?"),
-        ({"rates": [1, float("nan")]}, "rates.1: input should be a finite number, came nan."),
-        ({"rates": "x" * 100}, f"rates: input should be a valid list, came '{'x' * 76}...."),
-        ({"word": "bad"}, "word: not a good word (came: 'bad')"),
+        ({"kinds": {"a": "onne"}}, "kinds.a: input should be 'one' or 'two', got 'onne'. Did you mean 'one'?"),
+        ({"rates": [1, float("nan")]}, "rates.1: input should be a finite number, got nan."),
+        ({"rates": "x" * 100}, f"rates: input should be a valid list, got '{'x' * 76}...."),
+        ({"word": "bad"}, "word: not a good word (got: 'bad')"),
         ({"word": "worse"}, "somewhere.else: says its own path"),
-        ({"needed": None}, "needed: input should be a valid string, came None."),
+        ({"needed": None}, "needed: input should be a valid string, got None."),
     ],
 )
 def test_messages(given, message):
@@ -87,9 +87,9 @@ def test_every_wrong_key_has_its_line_and_the_prefix():
         validate(Outer, {"inner": {"depth": "x", "act": "relv"}, "steps": -1}, "part")
     assert str(error.value).splitlines() == [
         "part.needed: missing, and it has no default",
-        "part.steps: input should be greater than 0 or 'auto', came -1.",
-        "part.inner.depth: input should be a valid integer, came 'x'.",
-        "part.inner.act: input should be 'gelu' or 'relu', came 'relv'. Did you mean 'relu'?",
+        "part.steps: input should be greater than 0 or 'auto', got -1.",
+        "part.inner.depth: input should be a valid integer, got 'x'.",
+        "part.inner.act: input should be 'gelu' or 'relu', got 'relv'. Did you mean 'relu'?",
     ]
 
 
@@ -97,7 +97,7 @@ def test_every_wrong_key_has_its_line_and_the_prefix():
 def test_something_else_than_a_mapping(given):
     with pytest.raises(ConfigError) as error:
         validate(Outer, given)
-    message = f"the configuration: input should be a valid dictionary or instance of Outer, came {given!r}."
+    message = f"the configuration: input should be a valid dictionary or instance of Outer, got {given!r}."
     assert str(error.value) == message
 
 

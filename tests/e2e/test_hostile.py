@@ -424,7 +424,7 @@ def test_views_are_bounded(run, demo, tmp_path, monkeypatch):
     folder = shutil.copytree(run.path, tmp_path / "theirs")
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace("  views: 1\n", f"  views: {10**9}\n"))
-    said(mbt("eval", folder), 2, "evaluate.views: input should be less than or equal to 1000, came 1000000000")
+    said(mbt("eval", folder), 2, "evaluate.views: input should be less than or equal to 1000, got 1000000000")
     (folder / "config.yaml").write_text(config.replace("  views: 1\n", "  views: 1000\n"))
     each = memory.view_bytes(run.model)
     monkeypatch.setattr(memory, "LIMIT", 4 * each)

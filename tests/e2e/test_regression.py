@@ -114,9 +114,9 @@ def test_every_path_tells_the_own_unit(far, tmp_path):
 def test_only_paths_are_predicted(far):
     """The keys of a dictionary are no files; an array says what to do."""
     for files, came in (({"sensor": far.path.parent / "0.npy"}, "a dict"), ([np.zeros((2, 32))], "a list of ndarray")):
-        with pytest.raises(ConfigError, match=f"expected the path of a media file .*, came {came}.*predict_rows"):
+        with pytest.raises(ConfigError, match=f"expected the path of a media file .*, got {came}.*predict_rows"):
             far.predict(files)
-    with pytest.raises(ConfigError, match="data: expected the path or URL of a manifest, came a dict"):
+    with pytest.raises(ConfigError, match="data: expected the path or URL of a manifest, got a dict"):
         far.evaluate({"sensor": ["0.npy"]})
 
 

@@ -106,7 +106,7 @@ def test_defaults_are_the_papers_input():
     ("settings", "message"),
     [
         ({"mel_bin": 64}, r"modalities\.audio\.mel_bin: unknown key\. Did you mean 'mel_bins'\?"),
-        ({"rate": 22_050}, r"modalities\.audio\.rate: .*multiple of 100, came 22050"),
+        ({"rate": 22_050}, r"modalities\.audio\.rate: .*multiple of 100, got 22050"),
         ({"mel_bins": 8}, r"patch \[16, 16\] spans more mel bins than mel_bins 8"),
         ({"seconds": 0.1}, r"more frames than the 10 of 0\.1 s; give at least 0\.16 seconds"),
         ({"std": 0}, r"modalities\.audio\.std: .*greater than 0"),

@@ -355,13 +355,13 @@ def test_what_is_wrong_is_said(tmp_path):
         ("kinetics400", "train.csv", b"zumba,aaa", r"train\.csv: line 3: it ends before the column 'time_start'"),
         ("kinetics400", "train.csv", b"caf\xe9,aaa,1,2\n", r"train\.csv: not UTF-8 text; save it as UTF-8"),
         ("kinetics400", "train.csv", b"x" * 140_000, r"train\.csv: malformed CSV: field larger than"),
-        ("kinetics400", "train.csv", b"zumba,aaa,nan,2\n", r"train\.csv: expected seconds or HH:MM:SS, came 'nan'"),
-        ("audioset", "class_labels_indices.csv", b"three,/m/x,Cow\n", r"index: expected a whole number, came 'three'"),
+        ("kinetics400", "train.csv", b"zumba,aaa,nan,2\n", r"train\.csv: expected seconds or HH:MM:SS, got 'nan'"),
+        ("audioset", "class_labels_indices.csv", b"three,/m/x,Cow\n", r"index: expected a whole number, got 'three'"),
         ("audioset", "eval_segments.csv", b"caf\xe9,1,2,/m/x\n", r"eval_segments\.csv: not UTF-8 text"),
         ("epic-kitchens-100", "EPIC_100_train.csv", None, r"EPIC_100_train\.csv: unknown column 'noun_class'"),
         ("epic-kitchens-100", "EPIC_100_train.csv", b"P01_01_9,P01,P01_01,0,1,0,9", "before the column 'verb_class'"),
-        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,?,1x1\n", r"info\.csv: fps: expected a .* came '\?'"),
-        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,0,1x1\n", r"info\.csv: fps: .* above 0, came '0'"),
+        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,?,1x1\n", r"info\.csv: fps: expected a .* got '\?'"),
+        ("epic-kitchens-100", "EPIC_100_video_info.csv", b"x,2,0,1x1\n", r"info\.csv: fps: .* above 0, got '0'"),
     ],
 )
 def test_damaged_annotation_files(tmp_path, name, file, damage, message):

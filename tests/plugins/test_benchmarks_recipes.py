@@ -182,7 +182,7 @@ def test_the_released_settings():
 @pytest.mark.parametrize(
     ("joint", "message"),
     [
-        ("{action: [verb]}", r"model.head.joint.action: expected two or more different tasks, came \['verb'\]"),
+        ("{action: [verb]}", r"model.head.joint.action: expected two or more different tasks, got \['verb'\]"),
         ("{action: [verb, nuon]}", "model.head.joint.action: unknown task 'nuon'. Did you mean 'noun'"),
         ("{verb: [verb, noun]}", "model.head.joint.verb: a task has that name already"),
     ],

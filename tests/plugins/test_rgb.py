@@ -52,10 +52,10 @@ def test_released_settings():
         ({"stride": 2, "seconds": 8}, "stride and seconds are both given.*set seconds to null"),
         ({"size": 8}, "patch 16 is larger than size 8"),
         ({"frames": 1, "tubelet": 2}, "tubelet 2 is longer than frames 1"),
-        ({"sample_frames": 4, "tubelet": 2}, r"set tubelet to 1 \(came: 2\)"),
+        ({"sample_frames": 4, "tubelet": 2}, r"set tubelet to 1 \(got: 2\)"),
         ({"short_side": 200}, "short_side 200 is less than the 224 pixels"),
         ({"short_side": 240, "scale_jitter": [0.9, 1.33]}, "less than the 250 pixels .*with scale_jitter"),
-        ({"contrast": [1.4, 0.6]}, r"contrast is a range \[low, high\], came \[1\.4, 0\.6\]"),
+        ({"contrast": [1.4, 0.6]}, r"contrast is a range \[low, high\], got \[1\.4, 0\.6\]"),
         ({"flip": 1.5}, r"modalities\.rgb\.flip: .*less than or equal to 1"),
     ],
 )

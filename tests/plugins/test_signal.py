@@ -87,7 +87,7 @@ def test_hooks_and_settings_import_no_torch():
         ({"columns": ["x"], "select": [0]}, "select and columns both say which channels to take: give one"),
         ({"select": []}, "select: .*at least 1 item"),
         ({"mean": [0.0, 1.0], "channels": 3}, "mean has 2 values for 3 channels"),
-        ({"std": [1.0, 0.0]}, r"std must be above 0, came \[1.0, 0.0\]"),
+        ({"std": [1.0, 0.0]}, r"std must be above 0, got \[1.0, 0.0\]"),
         ({"fft": 32, "hop": 64}, "fft 32 must be even and not less than hop 64"),
         ({"rate": 10, "seconds": 2, "patch": 30}, "patch 30 is larger than the input of 20 that 2.0 s at rate 10.0"),
         ({"seconds": 0}, "seconds: .*greater than 0"),

@@ -64,7 +64,7 @@ class Fusion(nn.Module, ABC):
     def __init__(self, config: FusionConfig, backbone: BackboneConfig, names: list[str], **options: Any) -> None:
         super().__init__()
         if options:
-            raise ConfigError(f"model.fusion.options: {config.strategy!r} takes none, came {sorted(options)}")
+            raise ConfigError(f"model.fusion.options: {config.strategy!r} takes none, got {sorted(options)}")
         self.names = names
 
     def start(self, streams: Streams) -> Any:

@@ -150,7 +150,7 @@ def test_regression(tmp_path: Path) -> None:
     assert found.classes == {"label": []}
     assert found.labels["label"].target(1).tolist() == [3, -4]
     for bad in ("x;1", "nan;1", "1", "1e300;1"):
-        with pytest.raises(DataError, match=rf"row 2: expected 2 finite numbers as the 'label' label, came '{bad}'"):
+        with pytest.raises(DataError, match=rf"row 2: expected 2 finite numbers as the 'label' label, got '{bad}'"):
             labelled(tmp_path, ["1;2", bad], kinds="regression")
 
 
@@ -166,7 +166,7 @@ def test_classes_in_official_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[1]", r'm\.classes\.json: expected \{"TASK": \["first class".*came list'),
+        ("[1]", r'm\.classes\.json: expected \{"TASK": \["first class".*got list'),
         ("{}", "expected"),
         ("{", "not valid JSON"),
         ('{"label": "a"}', "task 'label': expected"),

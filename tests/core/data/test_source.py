@@ -47,17 +47,17 @@ def test_anything_else_is_named(files, came):
     """At once, before a model is loaded."""
     with pytest.raises(ConfigError) as error:
         media_paths(files)
-    assert f"expected the path of a media file or folder, or several paths, came {came}." in str(error.value)
+    assert f"expected the path of a media file or folder, or several paths, got {came}." in str(error.value)
 
 
 def test_a_stream_is_looked_at_as_it_comes():
     paths = iter(media_paths(name for name in ("a.mp4", 3)))
     assert next(paths) == Path("a.mp4")
-    with pytest.raises(ConfigError, match="came a generator of int"):
+    with pytest.raises(ConfigError, match="got a generator of int"):
         next(paths)
 
 
 @pytest.mark.parametrize("data", [{"path": ["a"]}, DataFrame(), 5])
 def test_a_manifest_is_a_path(data):
-    with pytest.raises(ConfigError, match=f"expected the path or URL of a manifest, came .*{type(data).__name__};"):
+    with pytest.raises(ConfigError, match=f"expected the path or URL of a manifest, got .*{type(data).__name__};"):
         other_data(DataConfig(path="m.csv"), data)

@@ -70,5 +70,5 @@ def test_every_parameter_gets_a_gradient():
 
 
 def test_a_share_of_one_is_refused():
-    with pytest.raises(ConfigError, match=r"fusion\.exchange_drop: input should be less than 1, came 1"):
+    with pytest.raises(ConfigError, match=r"fusion\.exchange_drop: input should be less than 1, got 1"):
         build_tiny("bottleneck", 2, fusion={"exchange_drop": 1})

@@ -317,7 +317,7 @@ def test_width_of_the_mlp_is_exact():
             {"head": {"classes": None, "tasks": {"type": 3}}},
             "the name 'type' is reserved; choose another one for this modality or task",
         ),
-        ({"fusion": {"options": {"width": 3}}}, "model.fusion.options: 'bottleneck' takes none, came ['width']"),
+        ({"fusion": {"options": {"width": 3}}}, "model.fusion.options: 'bottleneck' takes none, got ['width']"),
         ({"modalities": {"alpha": {"samples": 3}}}, "an input of (3,) is smaller than one patch of (4,)"),
     ],
 )
@@ -339,7 +339,7 @@ def test_inputs_that_cannot_be():
             None,
             r"^alpha: the tokenizer's input is \[B, 2, 5\], expected \[B, 2, 13\]",
         ),
-        ({"gamma": (torch.zeros(1, 7, 3).double(), None)}, None, r"^gamma: 7 tokens came, the grid \(6,\) holds 6"),
+        ({"gamma": (torch.zeros(1, 7, 3).double(), None)}, None, r"^gamma: got 7 tokens, the grid \(6,\) holds 6"),
     ]
     for given, present, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -61,5 +61,5 @@ def test_by_modality():
     with pytest.raises(mbt.ConfigError, match=r"model\.patch_drop: unknown modality 'alpa'. Did you mean 'alpha'"):
         build_tiny(count=2, patch_drop={"alpa": 0.5})
     for wrong in (1.0, -0.1, {"alpha": 1}):
-        with pytest.raises(mbt.ConfigError, match=r"model\.patch_drop: expected 0 <= p < 1, came"):
+        with pytest.raises(mbt.ConfigError, match=r"model\.patch_drop: expected 0 <= p < 1, got"):
             build_tiny(count=2, patch_drop=wrong)
