@@ -11,7 +11,7 @@ from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.follow import follow_weights
 from mbt_core.schema import PictureConfig
 from mbt_core.training.events import Choice
-from mbt_core.training.lower import is_constant
+from mbt_core.training.lower import free_bytes, is_constant
 
 WORK = {"cpu": 4e13}
 """Kind of device -> floating-point operations that a training whose passes are ``auto`` may take: five to ten
@@ -25,6 +25,10 @@ ENOUGH = 5
 """Passes without which everything is not tuned: fewer of them do less than many of the fused layers."""
 FEW = 50
 """Rows below which nothing below the fusion layer is tuned: they are too few to improve on the weights."""
+
+
+ROOM = 1.1
+"""Bytes on disk of each byte of cached tokens, about."""
 
 
 def follow(experiment: Experiment, device: str) -> Experiment:
@@ -46,7 +50,7 @@ def follow(experiment: Experiment, device: str) -> Experiment:
     return experiment.model_copy(update={"model": model, "modalities": modalities})
 
 
-def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, dict[str, str]]:
+def choose(experiment: Experiment, rows: int, device: str, held_out: int = 0) -> tuple[Experiment, dict[str, str]]:
     """With ``train.tune``, ``train.cache_lower`` and ``train.epochs`` in place of ``auto``, and why, by key.
 
     Everything is tuned if the device can pass over the clips often enough in minutes; else what lies above
@@ -56,6 +60,7 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
         experiment: resolved but for these.
         rows: of the train split.
         device: kind of device.
+        held_out: rows of val and test, of which the cached tokens take room, too.
     """
     train, reasons = experiment.train, dict[str, str]()
     if "auto" not in (train.tune, train.cache_lower, train.epochs):
@@ -68,7 +73,9 @@ def choose(experiment: Experiment, rows: int, device: str) -> tuple[Experiment, 
     if rows < FEW and len(tunes) > 1:
         tunes.remove("all")
     for tune in tunes:
-        chosen = train.model_copy(update={"tune": tune, "cache_lower": _caches(experiment, tune, rows, counted)})
+        chosen = train.model_copy(
+            update={"tune": tune, "cache_lower": _caches(experiment, tune, rows + held_out, counted)}
+        )
         affordable = _affordable(experiment, chosen, rows, budget, counted)
         if affordable >= min(wanted, ENOUGH):
             break
@@ -102,8 +109,9 @@ def _caches(experiment: Experiment, tune: str, rows: int, counted: Count | None)
     drawn = train.mixup > 0 or any(drop.values() if isinstance(drop, dict) else [drop])
     if tune == "all" or drawn or counted is None:
         return False
-    numbers = sum(counted.tokens.values()) * resolve_backbone(experiment.model.backbone).dim
-    return 2 * numbers * rows < train.cache_limit * 1e9
+    geometry = resolve_backbone(experiment.model.backbone)
+    numbers = sum(tokens + 1 + geometry.registers for tokens in counted.tokens.values()) * geometry.dim
+    return ROOM * 2 * numbers * rows < min(train.cache_limit * 1e9, free_bytes()[1])
 
 
 def _affordable(experiment: Experiment, train: TrainConfig, rows: int, budget: float, counted: Count | None) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mbt_core.kernels import VitWeights, adapt_kernel
 from mbt_core.patch import PatchTokenizer
-from mbt_core.schema import PictureConfig, validate
+from mbt_core.schema import ModalityConfig, PictureConfig, validate
 from mbt_core.tokens import Tokenizer
 
 if TYPE_CHECKING:
@@ -103,13 +103,15 @@ class Modality(ABC):
     def fit_weights(cls, config: Any, weights: VitWeights) -> Any:
         """Fills fields left at ``"auto"`` that follow from the weights a stream starts from; `fit` fills the rest.
 
-        Of a run's stream of this kind these are the fields of `ModalityConfig.of_weights`; of an image ViT a picture's
-        patch.
+        Of a run's stream of this kind these are the fields of `ModalityConfig.of_weights`, statistics of the inputs
+        only if all other settings are the same; of an image ViT a picture's patch.
         """
         filled: dict[str, Any] = {}
         if weights.settings is not None and weights.kind == config.kind:
             own = {name: getattr(weights.settings, name) for name in config.of_weights if name in config.auto_fields()}
             filled = {name: value for name, value in own.items() if value != "auto"}
+            if not _alike(config, weights.settings):  # statistics are those of inputs made in the same way
+                filled = {name: value for name, value in filled.items() if name not in config.of_preprocessor}
         elif isinstance(config, PictureConfig) and config.patch == "auto" and weights.patch is not None:
             filled = {"patch": weights.patch}
         return validate(type(config), config.model_dump() | filled) if filled else config
@@ -239,3 +241,9 @@ class Modality(ABC):
     def draw(self, sample: Sample, relevance: np.ndarray | None) -> Picture:
         """The input (as `read` returned it) with relevance [*grid], non-negative, over it; None: the input alone."""
         return Picture()
+
+
+def _alike(config: ModalityConfig, other: ModalityConfig) -> bool:
+    """Whether two configurations of a kind agree in all that is set, but for statistics of their inputs."""
+    names = type(config).model_fields.keys() - set(config.of_preprocessor)
+    return all(getattr(config, name) in ("auto", getattr(other, name)) for name in names)

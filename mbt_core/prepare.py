@@ -53,7 +53,8 @@ def prepare(
         require_modalities(manifest, modalities, experiment.data.timeout, experiment.data.workers)
         resolved, choices = followed, list[Choice]()
         if fresh:
-            resolved, reasons = choose(resolve(followed, manifest), len(manifest.usable(TRAIN)), device)
+            held_out = sum(len(manifest.rows(split)) for split in used if split != TRAIN)
+            resolved, reasons = choose(resolve(followed, manifest), len(manifest.usable(TRAIN)), device, held_out)
             choices = explain(experiment, followed, resolved, reasons)
         if resolved.train.batch_size == "auto":
             resolved.train.batch_size = _fitting_batch(resolved, team.fabric)

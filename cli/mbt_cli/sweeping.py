@@ -15,7 +15,7 @@ from mbt_core.sweep.engine import Sweep, Watcher
 from mbt_core.sweep.grid import Cell
 from mbt_core.sweep.report import Report
 from mbt_core.sweep.results import Result
-from mbt_core.training.events import Listener
+from mbt_core.training.events import Choice, Listener
 from mbt_core.training.loop import Interrupted
 
 Finish = Callable[[Path, Sequence[Result], str, str, bool], Report]
@@ -39,6 +39,10 @@ class Bar(Progress):
     def message(self, text: str) -> None:
         if self.talks:
             super().message(text)
+
+    def chosen(self, choices: Sequence[Choice]) -> None:
+        if self.talks:
+            super().chosen(choices)
 
     def stop(self) -> None:
         """Takes the bar away, also of a training that failed."""

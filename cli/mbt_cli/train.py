@@ -59,7 +59,7 @@ def train(
 ) -> None:
     """Train a model on your media files or a benchmark.
 
-    Without --data and --recipe it trains on the demo, small real videos that are made on first use.
+    Without --data, --recipe and --pretrained it trains on the demo, small real videos that are made on first use.
     """
     from mbt_core.recipes import assemble
     from mbt_core.remote import ask_for

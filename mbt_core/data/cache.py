@@ -257,7 +257,8 @@ class Cache:
                         seen.add(entry)
                         yield entry, decode and len(sizes) >= SAMPLE and expected(total) <= room.total
 
-        pool = Pool(_each(self._measured), self.workers, patience_for(self.timeout), tries=1)
+        most = 3 * SMALL + DECODER if decode else MEMORY
+        pool = Pool(_each(self._measured), self.workers, patience_for(self.timeout), tries=1, memory=most)
         for entry, size, clip, tried in pool.map(items(), CHUNK):
             sizes[entry] = size
             total, counted = total + size, counted + min(size, room.largest)

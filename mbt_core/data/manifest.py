@@ -469,10 +469,18 @@ def _of_the_same_files(sources: Mapping[str, SourceColumns], ids: pa.LargeString
 def _in_folds(
     given: Splits, sources: Mapping[str, SourceColumns], ids: pa.LargeStringArray, folds: int
 ) -> Groups | None:
-    """Spans of one file stay together in folds, unless there are fewer files than folds; None: each row by itself."""
+    """Spans of one file stay together in folds; None: each row is of a file of its own."""
     rows = given.get(TRAIN, np.zeros(0, np.int64))
     groups = _of_the_same_files(sources, ids)
-    return groups if folds <= len(np.unique(groups.codes[rows])) < len(rows) else None
+    files = len(np.unique(groups.codes[rows]))
+    if files == len(rows):
+        return None
+    if files < folds:
+        raise DataError(
+            f"data.folds: {folds} folds of {files} files, whose spans stay together; expected at most {files}, or as "
+            "data.group a column that differs from row to row, which parts the spans of a file all the same"
+        )
+    return groups
 
 
 def _splits(

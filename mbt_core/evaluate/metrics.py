@@ -109,6 +109,14 @@ def lower_is_better(name: str) -> bool:
     return base_name(name) in ("loss", "mae", "rmse")
 
 
+def bounds(name: str) -> tuple[float, float]:
+    """The least and the largest value that a metric can have."""
+    name = base_name(name)
+    if lower_is_better(name):
+        return 0.0, math.inf
+    return {"r2": (-math.inf, 1.0), "pearson": (-1.0, 1.0)}.get(name, (0.0, 1.0))
+
+
 def as_text(name: str, value: float) -> str:
     """A metric for people: four places after the point, or five digits of one in the units of what was predicted."""
     return f"{value:.5g}" if base_name(name) in ("mae", "rmse") else f"{value:.4f}"

@@ -22,8 +22,8 @@ def resolve_backbone(backbone: str | BackboneConfig) -> BackboneConfig:
     """
     if backbone == "auto":
         raise ConfigError(
-            "model.backbone: 'auto' is the geometry of the weights in model.pretrained, and none are given; give "
-            "model.pretrained=SOURCE, or a timm name or a geometry as model.backbone"
+            "model.backbone is still 'auto': a training takes the geometry of the weights in model.pretrained; without "
+            "weights, and elsewhere, set model.backbone to a timm name or a geometry"
         )
     return backbone if isinstance(backbone, BackboneConfig) else _of_timm(backbone)
 

@@ -17,11 +17,10 @@ import pyarrow.parquet
 
 from mbt_core.config import Experiment
 from mbt_core.data.splits import TEST, VAL
-from mbt_core.evaluate.metrics import as_text
+from mbt_core.evaluate.metrics import as_text, bounds
 from mbt_core.evaluate.table import FILE as PREDICTIONS
 from mbt_core.evaluate.table import evaluated
 from mbt_core.files import finite, read_parquet, write_atomically
-from mbt_core.report.sections import limits
 from mbt_core.run import Run, load
 from mbt_core.schema import validate
 from mbt_core.sweep.folds import FOLD, FoldResult, Scored, begin, score
@@ -39,11 +38,11 @@ class Score:
 
     Args:
         values: one for each finished fold that has it.
-        limits: what it cannot leave, where there is such a thing; the interval ends there.
+        bounds: the least and the largest value it can have; the interval ends there.
     """
 
     values: tuple[float, ...]
-    limits: tuple[float, float] | None = None
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def mean(self) -> float:
@@ -54,7 +53,7 @@ class Score:
         """95 %, by Student's t over the folds; None for one fold. Folds share training rows: it is approximate."""
         if len(self.values) < 2:
             return None
-        half, (lowest, highest) = half_width(self.values), self.limits or (-math.inf, math.inf)
+        half, (lowest, highest) = half_width(self.values), self.bounds
         return max(lowest, self.mean - half), min(highest, self.mean + half)
 
 
@@ -93,7 +92,7 @@ class CrossValidation:
             for name, value in result.scored[split].metrics.items() if split in result.scored else ():
                 if math.isfinite(value):
                     values_of.setdefault(name, []).append(value)
-        return {name: Score(tuple(values), limits(name)) for name, values in values_of.items()}
+        return {name: Score(tuple(values), bounds(name)) for name, values in values_of.items()}
 
 
 def cross_validate(

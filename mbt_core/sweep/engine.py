@@ -204,9 +204,13 @@ def differences(wanted: Experiment, found: Experiment, filled: Sequence[str] | N
     left = set() if wanted.model.head.outputs else set(OPEN)
     left |= set() if wanted.data.path else {"data.path"}
     left |= {"model.head.scales"} if wanted.model.head.scales is None else set()
+    # what a modality fills can decide its other settings, too: the tubelet of stills
+    fitted = {f"modalities.{name}" for name, config in wanted.modalities.items() if config.auto_fields()}
 
     def compare(one: Any, other: Any, path: str) -> list[str]:
         if (path in left or one == "auto") and (filled is None or path in filled or path == "data.path"):
+            return []
+        if filled is not None and path in filled and path.rpartition(".")[0] in fitted:
             return []
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             return [

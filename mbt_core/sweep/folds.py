@@ -16,7 +16,7 @@ from mbt_core.config import Experiment, HeadConfig
 from mbt_core.config.training import LAST
 from mbt_core.data.source import ask_for_data, open_manifest, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
-from mbt_core.errors import ConfigError, MBTWarning
+from mbt_core.errors import ConfigError, MBTError, MBTWarning
 from mbt_core.evaluate.table import evaluated, read_predictions
 from mbt_core.files import write_atomically
 from mbt_core.remote import address
@@ -27,6 +27,7 @@ from mbt_core.settings import to_yaml
 from mbt_core.sweep.engine import Sweep, differences
 from mbt_core.sweep.grid import Cell, Flags
 from mbt_core.sweep.results import Result, main_metrics
+from mbt_core.sweep.transfer import absolute
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.state import read_progress
 
@@ -81,6 +82,8 @@ class Folds(Sweep):
         run = super().train(cell, **options)
         if not self.is_done(cell):
             run.evaluate(split=VAL, device=cell.flags.device)
+        if not self.is_done(cell):
+            raise MBTError(f"{run.path}: the predictions of its rows could not be written")
         return run
 
     def read(self, cell: Cell) -> Result:
@@ -127,7 +130,9 @@ def begin(
     # only what is set: the data decide what is left open
     tree = wanted.model_dump(mode="json", exclude_unset=True)
     tree["modalities"] = {name: {"kind": c.kind, **tree["modalities"][name]} for name, c in wanted.modalities.items()}
-    header = f"# {' '.join(command.split())}\n# fold I: mbt train --recipe {FILE} --set data.fold=I --out {FOLD}I\n"
+    here = out.resolve()
+    header = f"# {' '.join(command.split())}\n"
+    header += f"# fold I: mbt train --recipe {here / FILE} --set data.fold=I --out {here / FOLD}I\n"
     write_atomically(out / FILE, lambda path: path.write_text(header + to_yaml(tree), encoding="utf-8"))
     return Folds(out, device)
 
@@ -170,10 +175,18 @@ def in_folds(experiment: Experiment, folds: int) -> Experiment:
     tree = experiment.model_dump(exclude_unset=True)
     tree["modalities"] = experiment.modalities
     tree["data"] = tree.get("data", {}) | {"folds": folds, "fold": 0}
-    if data.path is not None:
-        tree["data"]["path"] = address(data.path)  # whatever folder they are gone on with from
+    # whatever folder they are gone on with from
+    tree["data"] |= {key: address(path) for key in ("path", "root") if (path := getattr(data, key)) is not None}
+    if experiment.model.pretrained is not None:
+        tree["model"]["pretrained"] = _absolute(experiment.model.pretrained)
     tree["train"] = tree.get("train", {}) | {"monitor": LAST, "patience": None}
     return validate(Experiment, tree)
+
+
+def _absolute(pretrained: str | Mapping[str, str | None]) -> Any:
+    if isinstance(pretrained, str):
+        return absolute(pretrained)
+    return {name: source and absolute(source) for name, source in pretrained.items()}
 
 
 def _cells(out: Path, device: str) -> list[Cell]:

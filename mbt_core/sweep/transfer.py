@@ -64,7 +64,7 @@ def plan(
     _check(inits, tunes, fractions)
     experiment = flags.experiment()
     own = resolve_backbone(experiment.model.backbone)
-    given = {init: _absolute(init) for init in inits if init != NONE}
+    given = {init: absolute(init) for init in inits if init != NONE}
     wanted = common_geometry({init: geometry(source, own) for init, source in given.items()}) if given else own
     layer = round(experiment.model.fusion.first * wanted.depth / own.depth)
     ours = [f"model.backbone={as_yaml(wanted.model_dump(exclude_defaults=True))}", f"model.fusion.layer={layer}"]
@@ -106,7 +106,7 @@ def _check(inits: Sequence[str], tunes: Sequence[str], fractions: Sequence[float
         raise ConfigError(f"--fractions {wrong_shares[0]:g}: expected 0 < share <= 1")
 
 
-def _absolute(source: str) -> str:
+def absolute(source: str) -> str:
     """A path as one that holds in any folder; ``NAME@FILE`` too."""
     name, at, file = source.rpartition("@")
     path = Path(file).expanduser()

@@ -257,14 +257,20 @@ class Lower:
                 f"train.cache_lower: the tokens that enter {self.where} take {amount(size)}, above the limit of "
                 f"{limit:g} GB: raise train.cache_limit, or set train.cache_lower=false"
             )
-        there = next(folder for folder in (self.folder, *self.folder.parents) if folder.exists())
-        free = shutil.disk_usage(there).free
+        there, free = free_bytes(self.folder)
         if size > free:
             raise ConfigError(
                 f"train.cache_lower: the tokens that enter {self.where} take {amount(size)}, and {there} has "
                 f"{amount(free)} left: make room, set the environment variable MBT_CACHE to a folder with more, or "
                 "train.cache_lower=false"
             )
+
+
+def free_bytes(folder: Path | None = None) -> tuple[Path, int]:
+    """The nearest folder that exists to that of kept tokens, and the bytes that are left there."""
+    folder = folder or disk_folder("lower")
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    return nearest, shutil.disk_usage(nearest).free
 
 
 class _Maker:

@@ -40,6 +40,10 @@ def freeze(model: MBT, config: TrainConfig) -> None:
     Raises:
         ConfigError: for a pattern that matches no parameter, or if nothing is left to train.
     """
+    if config.tune == "auto":
+        raise ConfigError(
+            "train.tune is still 'auto': it is chosen when a training begins; set it to all, fused or head"
+        )
     first = model.config.fusion.first
     for name, parameter in model.named_parameters():
         above = is_above(name, first) if config.tune == "fused" else name.startswith("head.")

@@ -19,9 +19,9 @@ def experiment(train=AUTO, **over):
     return Experiment(modalities=model.pop("modalities"), model=model, train=train)
 
 
-def chosen(rows, device="cpu", train=AUTO, **over):
+def chosen(rows, device="cpu", train=AUTO, held_out=0, **over):
     tree = follow(experiment(train, **over), device)
-    train, reasons = choose(tree, rows, device)
+    train, reasons = choose(tree, rows, device, held_out)
     return (train.train.tune, train.train.cache_lower, train.train.epochs), reasons
 
 
@@ -74,6 +74,7 @@ def test_what_is_set_stays():
     assert chosen(20, train={**AUTO, "tune": "all"})[0] == ("all", False, 30)
     assert chosen(20, train={**AUTO, "cache_limit": 1e-6})[0] == ("fused", False, 30)
     assert chosen(1000, train={**AUTO, "tune": "fused"})[0] == ("fused", True, 12)
+    assert chosen(1000, held_out=10**12, train={**AUTO, "tune": "fused"})[0][:2] == ("fused", False)
     assert chosen(20, train={**AUTO, "cache_lower": False})[0] == ("fused", False, 30)
     assert chosen(20, train={**AUTO, "mixup": 0.2})[0] == ("fused", False, 30)
     assert chosen(20, patch_drop=0.5)[0] == ("fused", False, 30)
@@ -96,5 +97,5 @@ def test_the_table_has_what_was_auto_and_nothing_else():
 
 
 def test_auto_without_weights_is_refused():
-    with pytest.raises(ConfigError, match=r"give model\.pretrained=SOURCE"):
+    with pytest.raises(ConfigError, match=r"^model\.backbone is still 'auto'.*set model\.backbone"):
         follow(experiment(backbone="auto"), "cpu")

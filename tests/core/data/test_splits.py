@@ -15,7 +15,7 @@ from mbt_core.errors import ConfigError, DataError
 
 def manifest(path: Path, count: int, *, columns: dict[str, list[str]] | None = None, **config: object) -> Manifest:
     rows = [
-        {"id": f"r{i:05d}", "p": "x", "label": "ab"[i % 2], "split": "train"}
+        {"id": f"r{i:05d}", "p": f"{i}.mp4", "label": "ab"[i % 2], "split": "train"}
         | {name: cells[i] for name, cells in (columns or {}).items()}
         for i in range(count)
     ]
@@ -125,15 +125,18 @@ def test_folds_by_group_keep_the_classes(tmp_path: Path) -> None:
     assert (each > 0).all()
 
 
-def test_spans_of_one_file_are_in_one_fold_if_there_are_files_enough(tmp_path: Path) -> None:
+def test_spans_of_one_file_are_in_one_fold(tmp_path: Path) -> None:
     spans = {"start": [str(i // 10) for i in range(40)], "end": [str(i // 10 + 1) for i in range(40)]}
     columns = {**spans, "p": [f"{i % 10}.mp4" for i in range(40)]}
     found = [manifest(tmp_path, 40, columns=columns, folds=5, fold=k) for k in range(5)]
     files = [{columns["p"][i] for i in f.splits["val"]} for f in found]
     assert [len(names) for names in files] == [2] * 5
     assert set.union(*files) == set(columns["p"])
-    long = [manifest(tmp_path, 40, columns={**spans, "p": ["long.mp4"] * 40}, folds=5, fold=k) for k in range(5)]
-    assert [sizes(f)["val"] for f in long] == [8] * 5
+    columns["p"] = [f"{i % 3}.mp4" for i in range(40)]
+    with pytest.raises(DataError, match="5 folds of 3 files, whose spans stay together; expected at most 3, or"):
+        manifest(tmp_path, 40, columns=columns, folds=5, fold=0)
+    apart = [manifest(tmp_path, 40, columns=columns, group="id", folds=5, fold=k) for k in range(5)]
+    assert [sizes(f)["val"] for f in apart] == [8] * 5
 
 
 def test_more_folds_than_rows(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_weights_of_two_geometries_are_refused(tmp_path):
 
 def test_auto_without_weights():
     for make in (MBT, build):
-        with pytest.raises(ConfigError, match=r"'auto' is the geometry of the weights in model\.pretrained, and none"):
+        with pytest.raises(ConfigError, match=r"model\.backbone is still 'auto': .* set model\.backbone to"):
             make(tiny(backbone="auto"))
     model = MBT(tiny(pool="auto", fusion={"layer": "auto"}))
     assert (model.config.pool, model.config.fusion.layer) == ("cls", 2)
@@ -103,3 +103,17 @@ def test_a_run_gives_its_inputs_too(tmp_path):
     assert (model.backbone.dim, model.backbone.depth, model.backbone.heads) == (24, 3, 3)
     assert model.fusion.layer == 2
     assert [(c.size, c.patch) for c in filled.values()] == [(48, 12), (24, 12)]
+
+
+def test_statistics_of_a_run_are_those_of_inputs_made_alike(tmp_path):
+    own = {"seconds": 1.0, "mel_bins": 32, "patch": [16, 16], "mean": -5.0, "std": 4.0}
+    MBT(config(None, modalities={"audio": own}, backbone={"dim": 24, "depth": 3, "heads": 3}, fusion={"layer": 1})
+        ).save_pretrained(tmp_path / "model")  # fmt: skip
+    found = {}
+    for mel_bins in (32, 64):
+        open_ = {"seconds": 1.0, "mel_bins": mel_bins, "patch": "auto", "mean": "auto", "std": "auto"}
+        parsed = MBTConfig(**config(str(tmp_path / "model"), modalities={"audio": open_}))
+        found[mel_bins] = follow_weights(parsed, parsed.modalities)[1]["audio"]
+    assert (found[32].mean, found[32].std) == (-5.0, 4.0)
+    assert (found[64].mean, found[64].std) == ("auto", "auto")
+    assert found[32].patch == found[64].patch == (16, 16)

@@ -152,6 +152,19 @@ def test_what_data_fills_is_no_difference(tmp_path):
     assert differences(three, found) == ["model.head.classes is 2, expected 3"]
 
 
+def test_what_open_fields_decide_is_no_difference_either(tmp_path):
+    """Of a modality with open fields `fit` may change others, as the tubelet where there are but stills."""
+    wanted = make_flags(tmp_path).experiment()
+    assert "auto" not in (wanted.modalities["alpha"].samples, wanted.modalities["beta"].size)
+    found = wanted.model_copy(deep=True)
+    found.modalities["alpha"].channels = 2
+    found.modalities["alpha"].samples += 1
+    found.modalities["beta"].size = (5, 7)
+    filled = ["modalities.alpha.channels", "modalities.alpha.samples", "modalities.beta.size", "model.head.classes"]
+    assert [line.partition(" ")[0] for line in differences(wanted, found, filled)] == ["modalities.beta.size"]
+    assert differences(wanted, found, filled[:1])[0].startswith("modalities.alpha.samples is")
+
+
 def test_the_scale_of_numbers_is_no_difference_unless_it_was_asked_for(tmp_path):
     wanted = make_flags(tmp_path).over({"model.head.task": "regression"}).experiment()
 

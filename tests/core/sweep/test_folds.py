@@ -11,6 +11,7 @@ import pytest
 import mbt_core
 import mbt_core.sweep.engine as engine
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
+from mbt_core.evaluate.metrics import bounds
 from mbt_core.evaluate.table import FILE as PREDICTIONS
 from mbt_core.run import load, train
 from mbt_core.sweep.cross_validation import CrossValidation, Score, cross_validate, gather, report
@@ -177,6 +178,9 @@ def test_the_interval_is_student_s_t(tmp_path):
     # 0.8 +- 4.303 * 0.1 / sqrt(3), and of a share no more than 1
     assert outcome.scores()["top1"].interval == (pytest.approx(0.55157, abs=1e-4), 1.0)
     assert Score(values).interval[1] == pytest.approx(1.04843, abs=1e-4)
+    assert Score((0.9, 0.99), bounds("pearson[x]")).interval[1] == 1.0
+    assert Score((0.1, 0.9), bounds("size/mae")).interval[0] == 0.0
+    assert Score((0.1, 0.9), bounds("r2")).interval == (pytest.approx(-4.58, abs=0.01), 1.0)
     assert outcome.scores()["top1[alpha]"].values == (0.5, 0.5)  # a fold that has none says nothing
     names, rows = next(iter(report(tmp_path, results, "t", "").tables.values()))
     assert names == ["fold", "examples", "top1", "top1[alpha]"]
