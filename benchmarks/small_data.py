@@ -215,9 +215,9 @@ def make(name: str, out: Path) -> Path:
         rows = SETS[name](folder, np.random.default_rng(0))
         part = folder / "part.csv"
         with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, ["id", *rows[0]])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({"id": str(number), **row} for number, row in enumerate(rows))
         part.rename(manifest)
     return manifest
 
