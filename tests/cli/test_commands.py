@@ -101,6 +101,7 @@ def write_vit(folder):
     return folder / "weights.safetensors"
 
 
+@pytest.mark.slow
 def test_fine_tuning_in_one_flag(demo, tmp_path):
     """The model is the weights', and a table says what was chosen. Nothing else is needed."""
     file = write_vit(tmp_path)

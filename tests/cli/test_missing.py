@@ -54,6 +54,7 @@ def test_curves(copied):
     assert "without audio" in written[2].read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_people_see(copied):
     done = mbt("eval", copied, "--missing")
     assert "rows that lose a modality\n" in done.out

@@ -87,6 +87,7 @@ def test_disk_full_while_the_state_is_saved(stopped, unbroken):
     assert_same(stopped, unbroken)
 
 
+@pytest.mark.slow
 def test_disk_full_at_the_very_start(demo, tmp_path):
     done = forked(lambda: mbt(*train_arguments(demo, tmp_path / "run")), largest_file=100)
     assert done.code == 1
@@ -206,7 +207,8 @@ SAID = {
 WORKERS = ("data.workers=1", "data.cache=none")
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_reading_processes_fail_at_a_clip_while_training(demo, tmp_path, fatal, number):
     """It is a bad clip of the run, which goes on to its end."""
     before = children()

@@ -92,6 +92,7 @@ def test_a_subset_is_what_the_modality_alone_says(run):
         assert row["examples"] == 9
 
 
+@pytest.mark.slow
 def test_subsets_on_silent_clips(run, demo, files, tmp_path):
     """A subset that no clip has gives no numbers, and does not stop the others."""
     rows = [{"id": "a", "path": str(files["silent"]), "label.kind": "disc+tone", "label.sum": "0", "split": "test"}]

@@ -105,6 +105,7 @@ def test_shapes_move_and_clips_of_a_kind_differ(demo):
     assert -32 < min(levels) < max(levels) - 3 < -16
 
 
+@pytest.mark.slow
 def test_same_bytes_whatever_the_number_of_workers(tmp_path):
     for folder, workers in (("a", 1), ("b", 3)):
         make_demo(tmp_path / folder, train=20, test=7, seed=3, workers=workers)

@@ -306,6 +306,7 @@ def test_a_class_that_is_called_like_a_colour_keeps_its_name():
     assert "var(--accent)" in drawn
 
 
+@pytest.mark.slow
 def test_several_tasks_have_a_section_each(tmp_path):
     torch.manual_seed(0)
     kinds = {"animal": "single", "tags": "multilabel", "size": "regression"}
@@ -338,6 +339,7 @@ def test_several_tasks_have_a_section_each(tmp_path):
         assert picture.std() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["single", "multilabel"])
 def test_many_classes_stay_small(tmp_path, kind):
     count, classes = 1000, 500

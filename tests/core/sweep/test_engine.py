@@ -92,6 +92,7 @@ def test_without_a_val_split_the_curve_is_the_training_loss(tmp_path):
     assert [step for step, _ in result.curve] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     cells = layers(make_flags(tmp_path), values="0,2,3")
 
