@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from typer.testing import CliRunner
 
 from mbt_cli.main import app
@@ -105,3 +106,27 @@ def tiny_run(data: Path, out: Path, *sets: str, modalities: str = "rgb,audio", *
     from mbt_core.run import train
 
     return train(tiny_experiment(data, *sets, modalities=modalities), out, **options)
+
+
+def flags_of_signals(
+    folder: Path, cells: Sequence[Mapping[str, Any]], sets: Sequence[str], offsets: Mapping[str, float] | None = None
+) -> list[Any]:
+    """Flags of an experiment on rows of two signals, of two classes that differ in the mean.
+
+    Args:
+        folder: where the files and the manifest go.
+        cells: further cells, a mapping a row.
+        sets: ``KEY.PATH=VALUE`` each.
+        offsets: file -> what is added to its values.
+    """
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, more in enumerate(cells):
+        files = {name: f"{name}{number}.npy" for name in ("accel", "gyro")}
+        for file in files.values():
+            mean = number % 2 + (offsets or {}).get(file, 0)
+            np.save(folder / file, rng.normal(mean, 1, (2, 32)).astype(np.float32))
+        rows.append({"id": number, **files, "label": f"c{number % 2}", **more})
+    write_csv(folder / "data.csv", rows)
+    words = [word for assignment in sets for word in ("--set", assignment)]
+    return ["--modalities", "accel=signal,gyro=signal", "--data", folder / "data.csv", "--device", "cpu", *words]

@@ -109,12 +109,17 @@ def lower_is_better(name: str) -> bool:
     return base_name(name) in ("loss", "mae", "rmse")
 
 
+SHARES = ("top1", "top5", "mAP", "macro_f1", "balanced_accuracy")
+"""Names of the metrics from 0 to 1."""
+
+
 def bounds(name: str) -> tuple[float, float]:
     """The least and the largest value that a metric can have."""
     name = base_name(name)
     if lower_is_better(name):
         return 0.0, math.inf
-    return {"r2": (-math.inf, 1.0), "pearson": (-1.0, 1.0)}.get(name, (0.0, 1.0))
+    others = {"r2": (-math.inf, 1.0), "pearson": (-1.0, 1.0)}
+    return (0.0, 1.0) if name in SHARES else others.get(name, (-math.inf, math.inf))
 
 
 def as_text(name: str, value: float) -> str:

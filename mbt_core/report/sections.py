@@ -16,7 +16,7 @@ from mbt_core.config import BackboneConfig, HeadConfig, TaskKind
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.evaluate.baseline import largest_class
 from mbt_core.evaluate.evaluator import FUSED, Evaluation
-from mbt_core.evaluate.metrics import base_name, lower_is_better, metric_names
+from mbt_core.evaluate.metrics import SHARES, base_name, lower_is_better, metric_names
 from mbt_core.evaluate.table import Predictions
 from mbt_core.page.colours import names_of
 from mbt_core.page.html import percent
@@ -220,8 +220,7 @@ def _points(log: Sequence[Mapping[str, Any]], name: str, event: str = "val") -> 
 
 def limits(name: str) -> tuple[float, float] | None:
     """What the values of a metric cannot leave, where there is such a thing."""
-    shares = ("top1", "top5", "mAP", "macro_f1", "balanced_accuracy")
-    return (0.0, 1.0) if base_name(name) in shares else None
+    return (0.0, 1.0) if base_name(name) in SHARES else None
 
 
 def _lowest(points: Sequence[tuple[int, float]]) -> str:

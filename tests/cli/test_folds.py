@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mbt_core.run import load
-from small import mbt, read_csv, write_csv
+from small import flags_of_signals, mbt, read_csv, write_csv
 
 TINY = (
     "model.backbone={dim: 16, depth: 2, heads: 2}",
@@ -22,17 +22,8 @@ TINY = (
 @pytest.fixture
 def flags(tmp_path):
     """Of an experiment on 20 rows of two signals, without splits; one value of `accel` is far from all others."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(20):
-        files = {name: f"{name}{number}.npy" for name in ("accel", "gyro")}
-        for file in files.values():
-            far = 1000 if file == "accel7.npy" else 0
-            np.save(tmp_path / file, rng.normal(number % 2 + far, 1, (2, 32)).astype(np.float32))
-        rows.append({"id": number, **files, "label": f"c{number % 2}", "who": f"p{number // 4}"})
-    write_csv(tmp_path / "data.csv", rows)
-    sets = [word for assignment in TINY for word in ("--set", assignment)]
-    return ["--modalities", "accel=signal,gyro=signal", "--data", tmp_path / "data.csv", "--device", "cpu", *sets]
+    cells = [{"who": f"p{number // 4}"} for number in range(20)]
+    return flags_of_signals(tmp_path, cells, TINY, {"accel7.npy": 1000})
 
 
 def test_it_trains_shows_and_goes_on(flags, tmp_path):

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 
 from mbt_core.training.state import FILE, read_progress
-from small import mbt, read_csv, write_csv
+from small import flags_of_signals, mbt, read_csv
 
 TINY = (
     "model.backbone={dim: 16, depth: 2, heads: 2}",
@@ -26,17 +25,8 @@ TINY = (
 @pytest.fixture
 def flags(tmp_path):
     """Of an experiment on 24 rows of two signals."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for number in range(24):
-        files = {name: f"{name}{number}.npy" for name in ("accel", "gyro")}
-        for file in files.values():
-            np.save(tmp_path / file, rng.normal(number % 2, 1, (2, 32)).astype(np.float32))
-        split = ("train", "test", "train")[number // 2 % 3]
-        rows.append({"id": number, **files, "label": f"c{number % 2}", "split": split})
-    write_csv(tmp_path / "data.csv", rows)
-    sets = [word for assignment in TINY for word in ("--set", assignment)]
-    return ["--modalities", "accel=signal,gyro=signal", "--data", tmp_path / "data.csv", "--device", "cpu", *sets]
+    cells = [{"split": ("train", "test", "train")[number // 2 % 3]} for number in range(24)]
+    return flags_of_signals(tmp_path, cells, TINY)
 
 
 def test_compare_trains_shows_and_goes_on(flags, tmp_path):
