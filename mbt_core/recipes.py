@@ -105,8 +105,6 @@ def assemble(
     default = DEFAULT_WITH_WEIGHTS if pretrained else DEFAULT_WITH_DATA if data else DEFAULT_WITHOUT_DATA
     chosen = read_recipe(recipe or default)
     offered = _offered(chosen)
-    if pretrained is not None:
-        offered = {name: _without_stem(settings) for name, settings in offered.items()}
     if modalities is None and ((recipe is None and data is not None) or not offered):
         known = ", ".join(sorted(registry().modalities))
         raise ConfigError(
@@ -140,11 +138,6 @@ def _of_weights(recipe: Recipe, pretrained: str, sets: Sequence[str]) -> dict[st
     tree = merge({"model": {}}, recipe.tree)
     tree["model"] = {**tree["model"], **own, "pretrained": pretrained}
     return merge(tree, {"model": {"fusion": {"layer": "auto"}}})
-
-
-def _without_stem(settings: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's settings of a modality for weights, whose patches are embedded as theirs were."""
-    return {key: value for key, value in settings.items() if key != "stem"}
 
 
 def check_length(train: TrainConfig) -> None:

@@ -90,9 +90,11 @@ class Scale(StrictModel):
 class PatchedConfig(ModalityConfig):
     """What every kind has whose input is cut into patches."""
 
-    stem: Stem = "patch"
-    """``patch``: each patch is projected linearly (ViT); ``conv``: strided convolutions down to one token per patch,
-    which learn more from few clips. Weights of a pre-trained ViT need ``patch``."""
+    of_weights: ClassVar[tuple[str, ...]] = ("stem", *ModalityConfig.of_weights)
+    stem: Stem | Auto = "patch"
+    """``patch``: each patch is projected linearly (ViT); ``conv``: convolutions and pools down to one token per patch,
+    which learn more from few clips; ``auto``: that of the weights in `model.pretrained` (a pre-trained ViT's is
+    ``patch``), without any ``conv``."""
 
 
 class PictureConfig(PatchedConfig):

@@ -137,12 +137,12 @@ def stats(
     from mbt_core.data.check import fit_modalities
     from mbt_core.data.source import open_manifest
     from mbt_core.data.stats import statistics
+    from mbt_core.pretrained.follow import with_stems
     from mbt_core.resolve import make_modalities
 
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
-    experiment.modalities = fit_modalities(
-        manifest, experiment.modalities, experiment.data.timeout, experiment.data.workers
-    )
+    stemmed = with_stems(experiment.modalities, experiment.model.pretrained)
+    experiment.modalities = fit_modalities(manifest, stemmed, experiment.data.timeout, experiment.data.workers)
     report = statistics(manifest, make_modalities(experiment), experiment.data, split, limit=limit)
     if as_json:
         print_json(report)

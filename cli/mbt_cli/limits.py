@@ -91,10 +91,11 @@ def _opened(
 
         return settle(experiment_of(modalities, recipe, sets)), None
     from mbt_core.data.source import open_manifest, require_train
+    from mbt_core.fine_tuning import follow
     from mbt_core.recipes import assemble
     from mbt_core.resolve import make_modalities, resolve
 
-    experiment = assemble(modalities, recipe, data, sets)[0]
+    experiment = follow(assemble(modalities, recipe, data, sets)[0], "cpu")
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
     require_train(manifest)
     return resolve(experiment, manifest), manifest

@@ -17,6 +17,7 @@ from mbt_core.measure.speed import Memory, Speed, inference, training
 from mbt_core.model import MBT
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.plugins import registry
+from mbt_core.pretrained.follow import with_stems
 
 CLASSES = 527
 """Where a configuration leaves the classes to the data: those of AudioSet."""
@@ -42,7 +43,7 @@ def settle(experiment: Experiment) -> Experiment:
         ConfigError: listing what has to be given.
     """
     modalities, open_fields = {}, []
-    for name, config in experiment.modalities.items():
+    for name, config in with_stems(experiment.modalities, experiment.model.pretrained).items():
         auto = config.auto_fields()
         open_fields += [f"modalities.{name}.{field}" for field in auto if field not in STATISTICS]
         modalities[name] = config.model_copy(update={f: STATISTICS[f] for f in auto if f in STATISTICS})

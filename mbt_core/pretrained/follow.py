@@ -10,19 +10,21 @@ from mbt_core.kernels import VitWeights
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.plugins import registry
 from mbt_core.pretrained.start import choose_weights
+from mbt_core.schema import ModalityConfig, PatchedConfig, Stem
 
 HEAD_WIDTH = 64
 """Of timm's ViTs, but for the next."""
 OTHER_HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
 """Width -> heads of the families so400m, huge, giant and gigantic."""
 ModelT = TypeVar("ModelT", bound=ModelConfig)
+ConfigT = TypeVar("ConfigT", bound=ModalityConfig)
 
 
 def follow_weights(model: ModelT, modalities: Modalities) -> tuple[ModelT, Modalities]:
     """Both with what follows from the weights in ``model.pretrained`` in place of ``auto``.
 
     That is ``backbone``, ``pool``, ``fusion.layer`` and fields of the modalities (`Modality.fit_weights`). What the
-    weights do not tell of a modality stays ``auto``. Without weights only the fusion layer and the pool are filled.
+    weights do not tell of a modality stays ``auto``. Without weights only stems, fusion layer and pool are filled.
 
     Raises:
         ConfigError: there are no weights to take the backbone from, or they are of several geometries, or not of the
@@ -39,10 +41,25 @@ def follow_weights(model: ModelT, modalities: Modalities) -> tuple[ModelT, Modal
     if model.pool == "auto" and weights and not any("cls_token" in vit.state for vit in weights.values()):
         model = model.model_copy(update={"pool": "mean"})
     filled = {
-        name: registry().modality_class(config.kind).fit_weights(config, weights[name]) if name in weights else config
+        name: _with_stem(registry().modality_class(config.kind).fit_weights(config, weights[name]), "patch")
+        if name in weights
+        else _with_stem(config, "conv")
         for name, config in modalities.items()
     }
     return model.of_depth(resolve_backbone(model.backbone).depth), filled
+
+
+def with_stems(modalities: Modalities, pretrained: object) -> Modalities:
+    """With the stems that `follow_weights` would fill, as far as they are known without opening the weights: a run's
+    may be another."""
+    stem: Stem = "conv" if pretrained is None else "patch"
+    return {name: _with_stem(config, stem) for name, config in modalities.items()}
+
+
+def _with_stem(config: ConfigT, stem: Stem) -> ConfigT:
+    """With `stem` where ``auto`` is left."""
+    asks = isinstance(config, PatchedConfig) and config.stem == "auto"
+    return config.model_copy(update={"stem": stem}) if asks else config
 
 
 def differences(one: BackboneConfig, other: BackboneConfig) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from mbt_core.config import BackboneConfig, Experiment
 from mbt_core.errors import ConfigError, unknown
+from mbt_core.pretrained.follow import follow_weights
+from mbt_core.schema import PatchedConfig
 from mbt_core.sweep.grid import MODALITIES, Axis, Point, as_yaml
 
 LAYER = "model.fusion.layer"
@@ -88,9 +90,10 @@ def _init(experiment: Experiment) -> dict[str, Overrides]:
                 "--preset init: this backbone has no published weights; name a timm model, e.g. "
                 "--set model.backbone=vit_tiny_patch16_224, or give weights by --set model.pretrained=SOURCE"
             )
-        return {"none": {"model.pretrained": None}, "given": {"model.pretrained": model.pretrained}}
+        fresh = {"model.pretrained": None, **_stems(experiment)}
+        return {"none": fresh, "given": {"model.pretrained": model.pretrained}}
     own = model.pretrained or f"{model.backbone.partition('.')[0]}.{PRETRAINING}"
-    points: dict[str, Overrides] = {"none": {"model.pretrained": None}}
+    points: dict[str, Overrides] = {"none": {"model.pretrained": None, **_stems(experiment)}}
     points[own if isinstance(own, str) else "given"] = {"model.pretrained": own}
     family, _, rest = model.backbone.partition(".")[0].partition("_patch")
     if family in LARGER:
@@ -99,6 +102,16 @@ def _init(experiment: Experiment) -> dict[str, Overrides]:
         layer = round(model.fusion.first * depth_of(larger) / depth_of(experiment))
         points[name] = {"model.backbone": name, "model.pretrained": f"{name}.{PRETRAINING}", LAYER: layer}
     return points
+
+
+def _stems(experiment: Experiment) -> Overrides:
+    """Those that the weights come to where they are ``auto``: a fresh start is to be the same model."""
+    model, modalities = experiment.model, experiment.modalities
+    open_ = [name for name, config in modalities.items() if isinstance(config, PatchedConfig) and config.stem == "auto"]
+    if not open_ or model.pretrained is None:  # weights that are named after the backbone are those of a ViT
+        return {f"modalities.{name}.stem": "patch" for name in open_}
+    followed: Any = follow_weights(model, modalities)[1]
+    return {f"modalities.{name}.stem": followed[name].stem for name in open_}
 
 
 def _modalities(experiment: Experiment) -> dict[str, Overrides]:

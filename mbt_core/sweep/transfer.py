@@ -13,6 +13,7 @@ from mbt_core.errors import ConfigError
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.follow import backbone_of, differences
 from mbt_core.pretrained.sources import open_source
+from mbt_core.schema import PatchedConfig
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
 from mbt_core.sweep.interval import half_width, t_quantile
 from mbt_core.sweep.left_out import standard_error
@@ -46,9 +47,10 @@ def plan(
 ) -> Study:
     """Lays the axes on the flags; every start gets the geometry of the given weights.
 
-    The backbone is the weights' own, without LayerScale (folded into the weights exactly; a fresh start would begin
-    with next to no blocks), the fusion layer keeps its share of the depth. With AdamW the learning rate of trained
-    blocks is the recipe's times (its width / the weights'). What the flags set by themselves goes before all of this.
+    The backbone and the embedding of patches are those of the weights, without LayerScale (folded into the weights
+    exactly; a fresh start would begin with next to no blocks), the fusion layer keeps its share of the depth. With
+    AdamW the learning rate of trained blocks is the recipe's times (its width / the weights'). What the flags set by
+    themselves goes before all of this.
 
     Args:
         flags: of ``mbt train``.
@@ -68,6 +70,8 @@ def plan(
     wanted = common_geometry({init: geometry(source, own) for init, source in given.items()}) if given else own
     layer = round(experiment.model.fusion.first * wanted.depth / own.depth)
     ours = [f"model.backbone={as_yaml(wanted.model_dump(exclude_defaults=True))}", f"model.fusion.layer={layer}"]
+    patched = [name for name, config in experiment.modalities.items() if isinstance(config, PatchedConfig)]
+    ours += [f"modalities.{name}.stem=patch" for name in patched]
     flags = replace(flags, sets=(*(ours if given else ()), *flags.sets))
     experiment = flags.experiment()
     if experiment.train.eval_every == "auto" and isinstance(experiment.train.steps, int):

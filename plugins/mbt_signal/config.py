@@ -20,7 +20,7 @@ class SignalConfig(PatchedConfig):
     for.
     """
 
-    of_weights: ClassVar[tuple[str, ...]] = ("patch", "rate", "fft", "hop", "log_mean", "log_std")
+    of_weights: ClassVar[tuple[str, ...]] = ("stem", "patch", "rate", "fft", "hop", "log_mean", "log_std")
     of_preprocessor: ClassVar[tuple[str, ...]] = ("mean", "std", "log_mean", "log_std")
     kind: str = "signal"
     """The kind of modality."""
@@ -46,8 +46,8 @@ class SignalConfig(PatchedConfig):
     view: Literal["patches", "spectrogram"] = "patches"
     """Patches in time, or a log-spectrogram cut into patches like an image, which suits image-trained weights."""
     patch: PositiveInt | tuple[PositiveInt, PositiveInt] | Auto = "auto"
-    """Samples of a patch, or with a spectrogram [time, frequency]; ``auto``: for at most about 128 patches, or
-    [16, 16]."""
+    """Samples of a patch, or with a spectrogram [time, frequency]; ``auto``: 4 to 64 samples, for at most about 128
+    patches (with `stem` conv 32), or [16, 16]."""
     fft: Annotated[int, Field(ge=4, le=1_048_576)] | Auto = "auto"
     """Spectrogram: samples of a Fourier transform, which gives fft / 2 frequencies; ``auto``: four times `hop`, at
     least 64."""

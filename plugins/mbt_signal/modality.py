@@ -25,6 +25,8 @@ from mbt_signal.drawing import curves, stacked
 from mbt_signal.transforms import LogSpectrogram, interpolated, window_of
 
 AUTO_TOKENS = 128
+AUTO_CONV_TOKENS = 32
+"""Of a patch that ``stem: conv`` looks into more is learnt from few recordings."""
 AUTO_PATCHES = (4, 64)
 """The smallest and the largest patch, in samples, that ``auto`` chooses."""
 AUTO_IMAGE_PATCH = 16
@@ -265,7 +267,8 @@ def _shape(config: SignalConfig, lengths: Sequence[float]) -> dict[str, Any]:
     wanted = max(1, round(float(np.quantile(lengths, 0.9, method="inverted_cdf"))))
     samples = min(wanted, AUTO_TOKENS * (given or largest)) if config.seconds == "auto" else config.samples
     if config.view == "patches":
-        patch = given or min(largest, max(smallest, _power_of_two(samples / AUTO_TOKENS)), samples)
+        tokens = AUTO_CONV_TOKENS if config.stem != "patch" else AUTO_TOKENS
+        patch = given or min(largest, max(smallest, _power_of_two(samples / tokens)), samples)
         samples = -(-samples // patch) * patch
         return {"seconds": samples / config.known("rate"), "patch": patch}
     hop = -(-samples // AUTO_TOKENS) if config.hop == "auto" else config.hop

@@ -1,19 +1,28 @@
 """The convolutional stem: grid, receptive field, masks, settings, pre-trained weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import mbt_core as mbt
 from mbt_core.config import parse_modalities
-from mbt_core.conv_stem import prime_factors, stage_strides
+from mbt_core.conv_stem import prime_factors, stage_windows
 from mbt_core.measure.flops import count
 
 PATCHED = [kind for kind in mbt.registry().modalities if "stem" in mbt.registry().config_class(kind).model_fields]
 MODEL = {"backbone": {"dim": 32, "depth": 2, "heads": 2}, "fusion": {"layer": 1}, "head": {"classes": 3}}
+
+
+def small(kind: str) -> dict[str, Any]:
+    """Settings of an input that is known without data."""
+    sizes = {"signal": {"channels": 2, "rate": 8.0, "seconds": 8.0, "patch": 4, "mean": 0.0, "std": 1.0},
+             "audio": {"seconds": 1, "mean": 0.0, "std": 1.0}}  # fmt: skip
+    return sizes.get(kind, {"frames": 2, "size": 32})
 
 
 def shake(tokenizer: mbt.ConvTokenizer) -> None:
@@ -24,7 +33,7 @@ def shake(tokenizer: mbt.ConvTokenizer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("patch", "strides"),
+    ("patch", "windows"),
     [
         ((16,), [(2,), (2,), (2,), (2,)]),
         ((16, 32), [(1, 2), (2, 2), (2, 2), (2, 2), (2, 2)]),
@@ -34,8 +43,8 @@ def shake(tokenizer: mbt.ConvTokenizer) -> None:
         ((1, 1), []),
     ],
 )
-def test_stages_stride_by_prime_factors(patch, strides):
-    assert stage_strides(patch) == strides
+def test_stages_pool_over_prime_factors(patch, windows):
+    assert stage_windows(patch) == windows
 
 
 @given(st.integers(1, 5000))
@@ -63,15 +72,15 @@ def test_any_size_and_patch_gives_the_grid_of_patches_without_the_remainder(axes
     torch.testing.assert_close(conv(beyond).x, tokens.x, rtol=0, atol=0)
 
 
-def test_equals_a_sequence_of_convolutions():
+def test_equals_a_sequence_of_convolutions_and_pools():
     torch.manual_seed(0)
     tokenizer = mbt.ConvTokenizer(3, (9, 8), (4, 4), 32)
     shake(tokenizer)
     x = torch.randn(2, 3, 9, 8)
     expected = x[:, :, :8]
     for stage in tokenizer.stages:
-        expected = nn.functional.conv2d(expected, stage.conv.weight, stride=2, padding=1)
-        expected = nn.functional.gelu(nn.functional.group_norm(expected, 1, stage.norm.weight, stage.norm.bias))
+        expected = nn.functional.max_pool2d(nn.functional.conv2d(expected, stage.conv.weight, padding=1), 2)
+        expected = nn.functional.gelu(nn.functional.group_norm(expected, 8, stage.norm.weight, stage.norm.bias))
     expected = torch.einsum("bfhw,df->bhwd", expected, tokenizer.proj.weight) + tokenizer.proj.bias
     torch.testing.assert_close(tokenizer(x).x, expected.flatten(1, 2))
     assert [stage.conv.out_channels for stage in tokenizer.stages] == [16, 32]
@@ -122,13 +131,34 @@ def test_every_kind_that_patches_takes_a_stem(kind):
         parse_modalities({kind: {"stem": "convolution"}})
 
 
+@pytest.mark.parametrize("kind", PATCHED)
+def test_auto_is_conv_from_scratch_and_the_weights_own_stem(kind, tmp_path):
+    def built(stem: str, pretrained: str | None) -> mbt.MBT:
+        settings = small(kind) | {"stem": stem}
+        return mbt.build({"modalities": {kind: settings}, "pretrained": pretrained, **MODEL})
+
+    for stem in ("patch", "conv"):
+        built(stem, None).save_pretrained(tmp_path / stem)
+        again = built("auto", str(tmp_path / stem))
+        assert again.config.modalities[kind].stem == stem
+        whole = load_file(tmp_path / stem / "model.safetensors")
+        for key, value in again.streams[kind].tokenizer.state_dict().items():
+            torch.testing.assert_close(value, whole[f"streams.{kind}.tokenizer.{key}"], rtol=0, atol=0)
+    assert built("auto", None).config.modalities[kind].stem == "conv"
+
+
+def test_auto_that_nothing_has_filled_is_an_error():
+    with pytest.raises(mbt.ConfigError, match=r"stem is still 'auto': it follows from model\.pretrained"):
+        mbt.make_tokenizer("auto", 1, (8,), (4,), 8)
+
+
 def test_its_operations_are_counted():
     def flops(stem: str) -> int:
         settings = {"seconds": 1, "mean": 0.0, "std": 1.0, "stem": stem}
         return count(mbt.MBTConfig.model_validate({"modalities": {"audio": settings}, **MODEL})).flops["tokenizers"]
 
-    # 96 x 128 in patches of 16 x 16: maps of 48 x 64, 24 x 32, 12 x 16 and 6 x 8 with 16, 16, 16 and 32 features
-    maps, features = [48 * 64, 24 * 32, 12 * 16, 6 * 8], [1, 16, 16, 16, 32]
+    # 96 x 128 in patches of 16 x 16: maps of 96 x 128, 48 x 64, 24 x 32 and 12 x 16 with 16, 16, 16 and 32 features
+    maps, features = [96 * 128, 48 * 64, 24 * 32, 12 * 16], [1, 16, 16, 16, 32]
     expected = sum(2 * n * 9 * features[i] * features[i + 1] for i, n in enumerate(maps)) + 2 * 48 * 32 * 32
     assert flops("conv") == expected
     assert flops("patch") == 2 * 48 * 16 * 16 * 32
@@ -158,3 +188,13 @@ def test_a_trained_stem_starts_another_model(tmp_path):
     inputs = {"audio": torch.randn(2, 1, 100, 128)}
     loaded = mbt.MBT.from_pretrained(tmp_path / "model").eval()
     torch.testing.assert_close(loaded(inputs).logits, model.eval()(inputs).logits)
+
+
+@pytest.mark.parametrize("size", [(512,), (64, 64), (4, 32, 32)])
+def test_an_even_input_is_normalised_exactly(size):
+    torch.manual_seed(0)
+    patch = [1 if s == 4 else 16 for s in size]
+    tokenizer = mbt.ConvTokenizer(2, size, patch, 32)
+    x = torch.full((3, 2, *size), 5.0)
+    tokens = tokenizer(x).x
+    torch.testing.assert_close(tokens, tokenizer.double()(x.double()).x.float(), rtol=0, atol=3e-5)

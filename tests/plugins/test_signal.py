@@ -290,6 +290,15 @@ def test_fit_of_long_recordings(tmp_path):
     assert (config.patch, config.samples) == (4, 512)
 
 
+@pytest.mark.parametrize(
+    ("samples", "patch", "conv"), [(60, 4, 4), (128, 4, 4), (200, 4, 8), (286, 4, 16), (1000, 8, 32), (9000, 64, 64)]
+)
+def test_fit_makes_fewer_tokens_for_convolutions(tmp_path, samples, patch, conv):
+    clips = [(save(tmp_path / "a.npy", waves(1, samples)), None)]
+    assert Signal.fit(SignalConfig(), clips).patch == patch
+    assert Signal.fit(SignalConfig(stem="conv"), clips).patch == conv
+
+
 def test_fit_of_a_spectrogram(tmp_path):
     rng = np.random.default_rng(0)
     clips = [(save(tmp_path / f"{i}.npy", rng.normal(5, 3, (2, 5000))), None) for i in range(4)]

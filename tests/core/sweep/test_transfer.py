@@ -1,13 +1,15 @@
 """The plan of a transfer study, its geometry, and its verdict."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from mbt_core.errors import ConfigError
-from mbt_core.sweep.grid import make_cells
+from mbt_core.sweep.grid import Flags, make_cells
+from mbt_core.sweep.presets import preset
 from mbt_core.sweep.transfer import effects, plan, t_quantile, verdict
 from toy.sweeps import make_flags, result
 
@@ -48,6 +50,18 @@ def test_every_start_gets_the_geometry_of_the_weights(flags, tmp_path):
     assert cells[-1].labels == {"init": "vit_tiny_patch16_224.some", "tune": "all", "fraction": "1"}
     assert "dim 192, depth 2" in study.notes[0]
     assert "0.000417" in study.notes[1]
+
+
+def test_every_start_embeds_patches_as_the_weights_do(tmp_path):
+    file = write_vit(tmp_path / "vit_tiny_patch16_224.safetensors")
+    (tmp_path / "manifest.csv").write_text("id,rgb,label,split\n1,1.png,a,train\n2,2.png,b,train\n")
+    flags = Flags("rgb", "small", str(tmp_path / "manifest.csv"), (), "cpu")
+    assert flags.experiment().modalities["rgb"].stem == "auto"
+    study = plan(flags, ["none", file], ["all"], [1])
+    assert {cell.experiment.modalities["rgb"].stem for cell in make_cells(study.flags, study.axes, 1)} == {"patch"}
+    for sets in (("model.backbone=vit_tiny_patch16_224",), (f"model.pretrained={file}",)):
+        starts = preset("init", replace(flags, sets=sets).experiment())
+        assert starts.points[0].overrides == {"model.pretrained": None, "modalities.rgb.stem": "patch"}
 
 
 def test_what_the_flags_set_goes_before(tmp_path):
