@@ -16,7 +16,7 @@ def arrays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     found = {}
-    for split, count in (("train", 16), ("test", 8)):
+    for split, count in (("train", 40), ("test", 40)):
         labels = np.arange(count) % 4
         hertz = np.array([0, 1, 2, 4])[labels, None, None]
         swing = np.sin(2 * np.pi * hertz * np.arange(100) / 10 + rng.uniform(0, 2 * np.pi, (count, 3, 1)))
@@ -32,9 +32,9 @@ def test_the_snippet_makes_a_manifest(arrays, tmp_path):
     code = next(code for language, _, code in BLOCK.findall((DOCS / "signals.md").read_text()) if language == "python")
     exec(compile(code, "signals.md", "exec"), {})
     rows = read_csv(tmp_path / "motions.csv")
-    assert [row["split"] for row in rows] == ["train"] * 16 + ["test"] * 8
-    assert [row["label"] for row in rows if row["split"] == "test"] == [*CLASSES, *CLASSES]
-    np.testing.assert_array_equal(np.load(tmp_path / rows[17]["gyro"]), arrays["gyroscope_test"][1])
+    assert [row["split"] for row in rows] == ["train"] * 40 + ["test"] * 40
+    assert [row["label"] for row in rows if row["split"] == "test"] == [*CLASSES] * 10
+    np.testing.assert_array_equal(np.load(tmp_path / rows[41]["gyro"]), arrays["gyroscope_test"][1])
     run = tiny_run(tmp_path / "motions.csv", tmp_path / "run", modalities="accel=signal,gyro=signal")
     accel = run.experiment.modalities["accel"]
     assert (accel.channels, accel.seconds, len(accel.mean)) == (3, 100, 3)
