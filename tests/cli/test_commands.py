@@ -80,8 +80,8 @@ def test_flags_for_common_settings(demo, tmp_path):
 def test_lower_layers_computed_once(tune, demo, tmp_path, monkeypatch):
     """Its results are those of the whole model, as `mbt eval` finds them."""
     monkeypatch.setenv("MBT_CACHE", str(tmp_path / "cache"))
-    always_alike = flags("model.fusion.exchange_drop=0")  # else the head's input is another one in every step
-    done = mbt("train", "--data", demo, "-m", "rgb,audio", "--out", "run", "--tune", tune, "--cache-lower", *always_alike)
+    alike = flags("model.fusion.exchange_drop=0")  # else the head's input is another one in every step
+    done = mbt("train", "--data", demo, "-m", "rgb,audio", "--out", "run", "--tune", tune, "--cache-lower", *alike)
     assert done.code == 0, done.err
     where = {"fused": "layer 1", "head": "the head"}[tune]
     assert f"the tokens that enter {where} are computed once and kept in {tmp_path / 'cache' / 'lower'}" in done.err
