@@ -93,7 +93,9 @@ def run(training: Training, out: Path) -> dict[str, float]:
             *("--out", folder, "--set", f"train.seed={training.seed}"),
             *(part for setting in training.settings for part in ("--set", setting)),
         ]  # fmt: skip
-        process = subprocess.Popen([*mbt, "train", *map(str, start), "--quiet"], env=environment, stdout=-3)
+        process = subprocess.Popen(
+            [*mbt, "train", *map(str, start), "--quiet"], env=environment, stdout=subprocess.DEVNULL
+        )
         _, status, usage = os.wait4(process.pid, 0)
         if status:
             raise SystemExit(f"{training.name}: mbt train ended with {os.waitstatus_to_exitcode(status)}")

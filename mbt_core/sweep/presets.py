@@ -8,8 +8,7 @@ from typing import Any
 
 from mbt_core.config import BackboneConfig, Experiment
 from mbt_core.errors import ConfigError, unknown
-from mbt_core.pretrained.follow import follow_weights
-from mbt_core.schema import PatchedConfig
+from mbt_core.pretrained.follow import follow_weights, with_stems
 from mbt_core.sweep.grid import MODALITIES, Axis, Point, as_yaml
 
 LAYER = "model.fusion.layer"
@@ -107,11 +106,11 @@ def _init(experiment: Experiment) -> dict[str, Overrides]:
 def _stems(experiment: Experiment) -> Overrides:
     """Those that the weights come to where they are ``auto``: a fresh start is to be the same model."""
     model, modalities = experiment.model, experiment.modalities
-    open_ = [name for name, config in modalities.items() if isinstance(config, PatchedConfig) and config.stem == "auto"]
-    if not open_ or model.pretrained is None:  # weights that are named after the backbone are those of a ViT
-        return {f"modalities.{name}.stem": "patch" for name in open_}
-    followed: Any = follow_weights(model, modalities)[1]
-    return {f"modalities.{name}.stem": followed[name].stem for name in open_}
+    auto = [name for name, config in modalities.items() if getattr(config, "stem", None) == "auto"]
+    if auto and model.pretrained is not None:
+        modalities = follow_weights(model, modalities)[1]
+    filled: Any = with_stems(modalities, PRETRAINING)  # weights that are named after the backbone are those of a ViT
+    return {f"modalities.{name}.stem": filled[name].stem for name in auto}
 
 
 def _modalities(experiment: Experiment) -> dict[str, Overrides]:

@@ -26,7 +26,7 @@ from mbt_signal.transforms import LogSpectrogram, interpolated, window_of
 
 AUTO_TOKENS = 128
 AUTO_CONV_TOKENS = 32
-"""Of a patch that ``stem: conv`` looks into more is learnt from few recordings."""
+"""With ``stem: conv``: convolutions learn more within a patch than blocks do between many, from few recordings."""
 AUTO_PATCHES = (4, 64)
 """The smallest and the largest patch, in samples, that ``auto`` chooses."""
 AUTO_IMAGE_PATCH = 16
