@@ -4,6 +4,7 @@ parent."""
 from __future__ import annotations
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -117,6 +118,7 @@ class ReadingProcess:
 
 
 def _start(mortal: bool, target: Callable[..., None], connection: Connection, board: Any, *arguments: Any) -> None:
+    gc.freeze()  # what comes with a fork is no garbage: looking through it would copy the memory that it lies in
     parent = os.getppid()
     # Ctrl-C is for the main process, which ends this one; its handlers, inherited by a fork, are not for this one
     signal.signal(signal.SIGINT, signal.SIG_IGN)

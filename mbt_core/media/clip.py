@@ -75,6 +75,8 @@ class Clip(Closing):
         self._array: Stored | None = None
         self._text: str | None = None
         self._is_folder: bool | None = None
+        self._offers: dict[str, bool] = {}
+        self._ends: dict[str, float | None] = {}
 
     @classmethod
     def of_text(cls, text: str, name: str) -> Self:
@@ -93,9 +95,15 @@ class Clip(Closing):
         if self._file is not None and self._file is not self._source:
             self._file.close()
         self._file = self._container = self._folder = self._array = self._text = self._is_folder = None
+        self._offers, self._ends = {}, {}
 
     def has(self, reads: str) -> bool:
         """Whether this file offers "frames", "waveform", "array" or "text"."""
+        if reads not in self._offers:
+            self._offers[reads] = self._has(reads)
+        return self._offers[reads]
+
+    def _has(self, reads: str) -> bool:
         if reads not in tuple(Reads):
             raise ValueError(f"expected one of {[str(r) for r in Reads]}, got {reads!r}")
         folder = self._in_folder()
@@ -122,6 +130,11 @@ class Clip(Closing):
 
         Of arrays only a .wav says how long it is, and a .csv of an Empatica E4.
         """
+        if reads not in self._ends:
+            self._ends[reads] = self._end_of(reads)
+        return self._ends[reads]
+
+    def _end_of(self, reads: str) -> float | None:
         with self._reading("find its length"):
             if reads == Reads.TEXT and self._suffix in subtitles.SUFFIXES:
                 return subtitles.end_of(self.source_text())

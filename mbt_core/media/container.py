@@ -17,6 +17,7 @@ from mbt_core.media.ends import stated_ends
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.lengths import is_truncated
 from mbt_core.media.presence import empty_streams, unsure
+from mbt_core.media.probing import probe_options
 from mbt_core.media.timing import FrameTimes, Timing, timing_of
 from mbt_core.media.trailing import MOST, Trailer
 
@@ -31,6 +32,7 @@ OPEN_OPTIONS = {"format_whitelist": FORMATS}
 # PyAV 19 takes tags that are not UTF-8 without being told to.
 TOLERANT = {"metadata_errors": "surrogateescape"} if int(av.__version__.split(".")[0]) < 19 else {}
 MAX_PIXELS = 1 << 27  # of one picture; a damaged header can claim any size
+SMALL_PICTURE = 1 << 20  # pixels of a still that stays decoded while its file is open
 # Damage is an error and not a concealed picture.
 DECODER_OPTIONS = {"err_detect": "crccheck+explode", "max_pixels": str(MAX_PIXELS)}
 LENIENT = {
@@ -69,12 +71,14 @@ class Container:
         self.reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell, name=f"clip{hint}")
         self.timeout = timeout
         self.input: Any = None
+        self._picture: tuple[float, Any] | None = None
         self.empty: set[int] | None = None  # indices of streams without packets; None: not known yet
         self.timings: dict[int, Timing] = {}  # of streams read from
         self.start_clock()
         self.size = file.seek(0, 2)
         if is_truncated(file, self._check_clock):
             raise MediaError(f"{name}: truncated: the file is shorter than it says")
+        self.options = OPEN_OPTIONS | probe_options(file)
         self._open()
         if self.video is None and self.audio is None:
             empty = "; its streams are empty" if self.empty else ""
@@ -111,7 +115,7 @@ class Container:
 
     def _opened(self) -> Any:
         """The file, opened by PyAV at its start."""
-        options = {"container_options": OPEN_OPTIONS, "timeout": self.timeout, **TOLERANT}
+        options = {"container_options": self.options, "timeout": self.timeout, **TOLERANT}
         try:
             return av.open(self.reader, **options)
         except av.ArgumentError:  # by such a suffix FFmpeg takes a picture for one of a series of files
@@ -173,6 +177,9 @@ class Container:
         Raises:
             MediaError: there is nothing to decode, the data is corrupt, or the time is over.
         """
+        if self.is_still and self._picture is not None:
+            yield self._picture
+            return
         # Seeking may open the file anew; PyAV would then read freed memory for `stream`.
         index, kind = stream.index, stream.type
         self._find_timing(index)
@@ -182,9 +189,18 @@ class Container:
             first = next(frames, None)
             if first is not None and (origin is None or first[0] <= start):
                 yield first
-                yield from frames
+                yield from self._only(first, frames) if self.is_still else frames
                 return
         raise MediaError(f"{self.name}: cannot decode anything of its {kind} stream")
+
+    def _only(self, first: tuple[float, Any], others: Iterator[tuple[float, Any]]) -> Iterator[tuple[float, Any]]:
+        """The other pictures of a still's file. If there are none, and the first is small, it stays decoded."""
+        is_alone = True
+        for other in others:
+            is_alone = False
+            yield other
+        if is_alone and first[1].width * first[1].height <= SMALL_PICTURE:
+            self._picture = first
 
     def _origins(self, stream: Any, start: float) -> list[float | None]:
         """Times to seek to, in turn, until a decoded frame is at or before `start`; None is the very start."""

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from media_files import counting, grey, shown, sine, write_image, write_media
 
-from mbt_core.media import Clip, MediaError
+from mbt_core.media import Clip, MediaError, open_clip
+from mbt_core.media.container import Container
 from mbt_core.media.timing import FrameTimes
 
 CORNERS = {"R": (255, 0, 0), "G": (0, 255, 0), "B": (0, 0, 255), "W": (255, 255, 255)}
@@ -352,3 +353,17 @@ def test_frames_between_are_all_that_frames_gives(mp4):
         assert shown(frames) == [12, 13, 14, 15, 16, 17, 18, 19, 20]
         np.testing.assert_allclose(since, np.arange(12, 21) / 25, atol=1e-3)
         np.testing.assert_array_equal(frames[3:5], clip.frames([0.6, 0.64], short_side=24))
+
+
+def test_a_small_still_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    path, opened = write_image(tmp_path / "a.png", picture), []
+    real = Container._open
+    monkeypatch.setattr(Container, "_open", lambda self: (opened.append(self), real(self))[1])
+    with open_clip(str(path)) as clip:
+        assert clip.size == (20, 30)
+        assert np.array_equal(clip.frames([0.0, 3.0]), np.stack([picture] * 2))
+        since, frames = clip.frames_between(0.0, 0.0)
+        assert np.array_equal(frames, picture[None])
+        assert clip.frames([0.0], short_side=10).shape == (1, 10, 15, 3)
+    assert len(opened) == 1
