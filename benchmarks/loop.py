@@ -169,9 +169,10 @@ def work() -> None:
 
     from mbt_core import MBT
 
-    rgb = {"frames": 1, "tubelet": 1, "seconds": 1.0, "size": 80, "patch": 16}
-    audio = {"seconds": 0.8, "mel_bins": 64, "patch": [16, 32], "mean": 0.0, "std": 1.0}
-    config = {"backbone": {"dim": 128, "depth": 4, "heads": 4}, "fusion": {"layer": 2}, "head": {"classes": 10}}
+    rgb = {"stem": "conv", "frames": 1, "tubelet": 1, "seconds": 1.0, "size": 80, "patch": 16}
+    audio = {"stem": "conv", "seconds": 0.8, "mel_bins": 64, "patch": [16, 32], "mean": 0.0, "std": 1.0}
+    fusion = {"layer": 2, "exchange_drop": 0.5}
+    config = {"backbone": {"dim": 128, "depth": 4, "heads": 4}, "fusion": fusion, "head": {"classes": 10}}
     model = MBT({"modalities": {"rgb": rgb, "audio": audio}, **config})
     inputs = {"rgb": torch.randn(32, 3, 1, 80, 80), "audio": torch.randn(32, 1, 80, 64)}
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
