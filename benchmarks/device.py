@@ -30,9 +30,9 @@ from device_speed import memory, reading, step
 from sections import Report, Row, Section, header, run_sections
 
 from mbt_core.data.machine import cores
-from mbt_core.files import finite
-from mbt_core.training.launch import Place
-from mbt_core.training.processes import Hardware
+from mbt_core.distributed.launch import Place
+from mbt_core.distributed.processes import Hardware
+from mbt_core.io.files import finite
 
 LIMIT = 440.0
 """Seconds for all sections but the first; with that and the start at most 8 minutes."""

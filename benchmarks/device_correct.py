@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from mbt_core import MBT
 from mbt_core.config import TrainConfig
-from mbt_core.conformance.case import Case
 from mbt_core.model.loss import example_losses
 from mbt_core.plugins import registry
+from mbt_core.testing.conformance.case import Case
 from mbt_core.training.optimizer import make_optimizer
 
 TOLERANCES = {

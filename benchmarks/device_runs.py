@@ -20,16 +20,16 @@ from sections import Report, Row
 
 from mbt_core import MBT
 from mbt_core.config import Experiment
-from mbt_core.conformance.examples import COUNT, write_example
 from mbt_core.data.collate import Preprocess, blank_batch
 from mbt_core.data.missing import Losses
+from mbt_core.distributed.launch import Place
+from mbt_core.distributed.processes import Hardware, Team, connect
 from mbt_core.media.reads import Reads
 from mbt_core.run import train
+from mbt_core.testing.conformance.examples import COUNT, write_example
 from mbt_core.training.events import Listener
 from mbt_core.training.folder import RunFolder
-from mbt_core.training.launch import Place
 from mbt_core.training.loop import Interrupted, Plan, Trainer
-from mbt_core.training.processes import Hardware, Team, connect
 
 STEPS, BATCH = 4, 8
 DIFFERENCES = {"32": 2e-3, "bf16": 0.2}

@@ -20,6 +20,9 @@ from step import Setting, _peak
 
 from mbt_cli.bench import experiment_of
 from mbt_core import MBT
+from mbt_core.analysis.measure.bench import settle
+from mbt_core.analysis.measure.speed import Memory
+from mbt_core.analysis.measure.speed import training as measure_training
 from mbt_core.config import DataConfig, Experiment
 from mbt_core.data.collate import Preprocess, blank_batch
 from mbt_core.data.dataset import ClipDataset
@@ -28,10 +31,7 @@ from mbt_core.data.machine import cores
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.packing import pack
 from mbt_core.data.sampler import TrainSampler
-from mbt_core.measure.bench import settle
-from mbt_core.measure.flops import count_step
-from mbt_core.measure.speed import Memory
-from mbt_core.measure.speed import training as measure_training
+from mbt_core.training.flops import count_step
 
 BATCH = 64
 PEAKS = {

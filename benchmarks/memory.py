@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from step import PRECISIONS, Setting, add_size, make_inputs, mbt, settle_size
 
-from mbt_core.measure.speed import Memory
+from mbt_core.analysis.measure.speed import Memory
 
 GIB = 2**30
 RESERVE = 0.5

@@ -21,13 +21,13 @@ import torch
 from input import make_video
 
 from mbt_core.config import Experiment
+from mbt_core.config.recipes import assemble
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.loader import auto_workers, make_loader
+from mbt_core.distributed.processes import Hardware
 from mbt_core.evaluate.evaluator import forward
 from mbt_core.evaluate.predict import BATCH, Files, Stream, files_manifest, find_files, predict_files
 from mbt_core.model import MBT
-from mbt_core.recipes import assemble
-from mbt_core.training.processes import Hardware
 
 VIDEOS = 4
 SETS = ("modalities.rgb.frames=8", "modalities.rgb.seconds=8", "modalities.audio.seconds=8", "modalities.audio.mean=0",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mbt_benchmarks.demo import make_demo
-from mbt_core.recipes import assemble
+from mbt_core.config.recipes import assemble
 from mbt_core.run import Hardware, train
 from mbt_core.training.events import Listener
 

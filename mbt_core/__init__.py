@@ -9,29 +9,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
-    "hookimpl": "hookspecs",
-    "ModalitySpec": "hookspecs",
-    "FusionSpec": "hookspecs",
-    "DatasetSpec": "hookspecs",
-    "RecipeSpec": "hookspecs",
-    "CommandSpec": "hookspecs",
-    "LoggerSpec": "hookspecs",
+    "hookimpl": "plugins.hookspecs",
+    "ModalitySpec": "plugins.hookspecs",
+    "FusionSpec": "plugins.hookspecs",
+    "DatasetSpec": "plugins.hookspecs",
+    "RecipeSpec": "plugins.hookspecs",
+    "CommandSpec": "plugins.hookspecs",
+    "LoggerSpec": "plugins.hookspecs",
     "MBTError": "errors",
     "ConfigError": "errors",
     "DataError": "errors",
     "registry": "plugins",
-    "ModalityConfig": "schema",
-    "PatchedConfig": "schema",
+    "ModalityConfig": "config.schema",
+    "PatchedConfig": "config.schema",
     "Modality": "modality",
     "ModalityCard": "modality",
     "Picture": "modality",
     "Window": "modality",
     "Clip": "media",
-    "Tokens": "tokens",
-    "Tokenizer": "tokens",
-    "PatchTokenizer": "patch",
-    "ConvTokenizer": "conv_stem",
-    "make_tokenizer": "conv_stem",
+    "Tokens": "modality.tokens",
+    "Tokenizer": "modality.tokens",
+    "PatchTokenizer": "modality.patch_tokenizer",
+    "ConvTokenizer": "modality.conv_tokenizer",
+    "make_tokenizer": "modality.conv_tokenizer",
     "MBTConfig": "config",
     "ModelConfig": "config",
     "Experiment": "config",
@@ -43,7 +43,7 @@ _WHERE = {
     "Run": "run",
     "load": "run",
     "train": "run",
-    "write_report": "report.write",
+    "write_report": "analysis.report.write",
 }
 
 __all__ = [
@@ -85,10 +85,18 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from mbt_core.analysis.report.write import write_report
     from mbt_core.config import Experiment, MBTConfig, ModelConfig
-    from mbt_core.conv_stem import ConvTokenizer, make_tokenizer
+    from mbt_core.config.schema import ModalityConfig, PatchedConfig
     from mbt_core.errors import ConfigError, DataError, MBTError
-    from mbt_core.hookspecs import (
+    from mbt_core.media import Clip
+    from mbt_core.modality import Modality, ModalityCard, Picture, Window
+    from mbt_core.modality.conv_tokenizer import ConvTokenizer, make_tokenizer
+    from mbt_core.modality.patch_tokenizer import PatchTokenizer
+    from mbt_core.modality.tokens import Tokenizer, Tokens
+    from mbt_core.model import MBT, Fusion, Prediction
+    from mbt_core.plugins import registry
+    from mbt_core.plugins.hookspecs import (
         CommandSpec,
         DatasetSpec,
         FusionSpec,
@@ -97,17 +105,9 @@ if TYPE_CHECKING:
         RecipeSpec,
         hookimpl,
     )
-    from mbt_core.media import Clip
-    from mbt_core.modality import Modality, ModalityCard, Picture, Window
-    from mbt_core.model import MBT, Fusion, Prediction
-    from mbt_core.patch import PatchTokenizer
-    from mbt_core.plugins import registry
     from mbt_core.pretrained import build
-    from mbt_core.report.write import write_report
     from mbt_core.run import Run, load, train
-    from mbt_core.schema import ModalityConfig, PatchedConfig
     from mbt_core.sweep.cross_validation import cross_validate
-    from mbt_core.tokens import Tokenizer, Tokens
 
 
 def __getattr__(name: str) -> Any:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from mbt_core.card import model_card
 from mbt_core.config import Experiment
+from mbt_core.config.recipes import check_length
+from mbt_core.config.schema import validate
 from mbt_core.config.training import LAST
 from mbt_core.data.cache import Cache
 from mbt_core.data.collate import Preprocess
@@ -33,6 +34,8 @@ from mbt_core.data.source import (
     split_or_all,
 )
 from mbt_core.data.splits import TEST, TRAIN, VAL
+from mbt_core.distributed.processes import ONE_DEVICE, Hardware, Team, together
+from mbt_core.distributed.sharding import whole_model
 from mbt_core.errors import DataError, MBTError, MBTWarning
 from mbt_core.evaluate.baseline import largest_classes
 from mbt_core.evaluate.embed import Embedded, check_out, embed
@@ -41,15 +44,12 @@ from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.evaluate.predict import FilePrediction, predict_files, predict_rows
 from mbt_core.evaluate.subsets import Rows
 from mbt_core.evaluate.table import About, evaluation_folder, write_predictions
-from mbt_core.files import write_atomically
-from mbt_core.hub import upload
+from mbt_core.io.files import write_atomically
+from mbt_core.io.hub import upload
 from mbt_core.model import MBT
 from mbt_core.model.block import compile_blocks
-from mbt_core.prepare import prepare
+from mbt_core.model.card import model_card
 from mbt_core.pretrained import InitReport, build_with_report
-from mbt_core.recipes import check_length
-from mbt_core.resolve import kinds_of, make_loggers, monitored, with_mean
-from mbt_core.schema import validate
 from mbt_core.training.class_weights import NO_WEIGHTS, ClassWeights
 from mbt_core.training.evaluation import evaluate_split, keep_lower, make_dataset
 from mbt_core.training.events import Listener, Listeners
@@ -58,8 +58,8 @@ from mbt_core.training.loop import Plan, Trainer, make_plan
 from mbt_core.training.lower import Lower, Restore, find_cut
 from mbt_core.training.memory import explain_memory
 from mbt_core.training.optimizer import freeze
-from mbt_core.training.processes import ONE_DEVICE, Hardware, Team, together
-from mbt_core.training.sharding import whole_model
+from mbt_core.training.prepare import prepare
+from mbt_core.training.resolve import kinds_of, make_loggers, monitored, with_mean
 from mbt_core.training.state import FILE, check_state, read_progress
 
 
@@ -108,7 +108,7 @@ class Run:
     def push_to_hub(self, repo: str, license: str | None = None, **options: Any) -> str:
         """Uploads what `save_pretrained` writes to ORG/NAME.
 
-        Options, errors and the returned address of the commit are those of `mbt_core.hub.upload`.
+        Options, errors and the returned address of the commit are those of `mbt_core.io.hub.upload`.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, license, name=repo)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mbt_core import MBT, Clip, Modality, Window
-from mbt_core.kernels import VitWeights
+from mbt_core.modality.patch_weights import VitWeights
 
 DIM = 16
 

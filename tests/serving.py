@@ -9,7 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from mbt_core.serve.connections import Server
+from mbt_core.deploy.serve.connections import Server
 
 BOUNDARY = "----frontier"
 END = f"--{BOUNDARY}--\r\n".encode()

@@ -98,7 +98,7 @@ def tiny_sets(modalities: str = "rgb,audio", *sets: str) -> list[str]:
 
 
 def tiny_experiment(data: Path, *sets: str, modalities: str = "rgb,audio") -> Any:
-    from mbt_core.recipes import assemble
+    from mbt_core.config.recipes import assemble
 
     return assemble(modalities, None, str(data), tiny_sets(modalities, *sets))[0]
 

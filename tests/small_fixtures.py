@@ -27,7 +27,7 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run of the recipe `demo`, for slow tests: that in the folder MBT_DEMO_RUN, or trained here in minutes."""
-    from mbt_core.recipes import assemble
+    from mbt_core.config.recipes import assemble
     from mbt_core.run import load, train
 
     if folder := os.environ.get("MBT_DEMO_RUN"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mbt_core.hookspecs import CommandSpec, hookimpl
+from mbt_core.plugins.hookspecs import CommandSpec, hookimpl
 
 
 @hookimpl

@@ -12,9 +12,9 @@ from mbt_cli.options import DeviceOption, JsonOption, ModalitiesOption, SetOptio
 from mbt_cli.output import note, print_json, show, table
 
 if TYPE_CHECKING:
+    from mbt_core.analysis.measure.bench import Cost
+    from mbt_core.analysis.measure.speed import Speed
     from mbt_core.config import Experiment
-    from mbt_core.measure.bench import Cost
-    from mbt_core.measure.speed import Speed
 
 PAPER = {"rgb": {"frames": 8, "size": 224, "seconds": 8.0}, "audio": {"seconds": 8.0}}
 """Inputs of the paper's model; all else of it are the defaults of the model's configuration."""
@@ -66,13 +66,13 @@ def bench(
             raise ConfigError("--plot draws GFLOPs; leave out --data, --world, --clips and --speed")
         limits(modalities, recipe, data, sets or (), device, batch_size, seconds, world, clips, speed, timed, as_json)
         return
-    from mbt_core.measure.plot import require_plot
+    from mbt_core.analysis.measure.plot import require_plot
 
     if plot is not None:
         require_plot(plot)
     experiment = experiment_of(modalities, recipe, sets or ())
-    from mbt_core.measure.bench import bench as run
-    from mbt_core.measure.bench import settle
+    from mbt_core.analysis.measure.bench import bench as run
+    from mbt_core.analysis.measure.bench import settle
     from mbt_core.run import Hardware
 
     experiment = settle(experiment)
@@ -94,9 +94,9 @@ def bench(
 def experiment_of(modalities: str | None, recipe: str | None, sets: Sequence[str]) -> Experiment:
     """A recipe's experiment, or the paper's."""
     from mbt_core.config import Experiment
-    from mbt_core.recipes import assemble, parse_instances
-    from mbt_core.schema import validate
-    from mbt_core.settings import apply_sets
+    from mbt_core.config.recipes import assemble, parse_instances
+    from mbt_core.config.schema import validate
+    from mbt_core.config.settings import apply_sets
 
     if recipe is not None:
         return assemble(modalities, recipe, None, [*sets, "data.path=null", "data.root=null"])[0]  # no data are read
@@ -106,8 +106,8 @@ def experiment_of(modalities: str | None, recipe: str | None, sets: Sequence[str
 
 
 def _curves(experiment: Experiment, plot: Path) -> dict[str, dict[int, float]]:
-    from mbt_core.measure.bench import over_layers
-    from mbt_core.measure.plot import cost_figure, save_figure
+    from mbt_core.analysis.measure.bench import over_layers
+    from mbt_core.analysis.measure.plot import cost_figure, save_figure
 
     curves = over_layers(experiment.mbt_config(), progress=note)
     save_figure(cost_figure(curves, " + ".join(experiment.modalities)), plot)
@@ -115,8 +115,8 @@ def _curves(experiment: Experiment, plot: Path) -> dict[str, dict[int, float]]:
 
 
 def _show(experiment: Experiment, costs: Sequence[Cost], where: str, size: int) -> None:
-    from mbt_core.measure.bench import BASELINE
-    from mbt_core.measure.flops import PARTS
+    from mbt_core.analysis.measure.bench import BASELINE
+    from mbt_core.training.flops import PARTS
 
     first = costs[0].count
     late = next((c.count.gflops for c in costs if c.strategy == BASELINE), first.gflops)

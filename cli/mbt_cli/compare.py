@@ -54,8 +54,8 @@ def compare(
     Called again it trains only what is missing: an interrupted cell goes on, more seeds or values are added.
     """
     from mbt_cli.sweeping import run_sweep
+    from mbt_core.config.recipes import says_length
     from mbt_core.errors import ConfigError
-    from mbt_core.recipes import says_length
     from mbt_core.sweep.engine import Sweep
     from mbt_core.sweep.grid import Flags, make_cells, parse_over, short
     from mbt_core.sweep.presets import PRESETS

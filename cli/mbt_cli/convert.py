@@ -84,7 +84,7 @@ def torch_export(
 def _export(
     run: Path, out: Path, to: Literal["onnx", "torch-export"], modalities: str | None, preprocessed: bool
 ) -> None:
-    from mbt_core.export import export
+    from mbt_core.deploy.export import export
     from mbt_core.run import load
 
     opened = load(run)

@@ -82,11 +82,11 @@ def pack(
 ) -> None:
     """Pack clips into shards (WebDataset tar files), of which training reads only the frames that it needs."""
     from mbt_core.config import DataConfig
+    from mbt_core.config.recipes import parse_instances
     from mbt_core.data.packing import pack as run_pack
     from mbt_core.data.shards import located
     from mbt_core.errors import ConfigError
     from mbt_core.plugins import registry
-    from mbt_core.recipes import parse_instances
 
     wanted = modalities or default_modalities(data)
     if wanted is None:
@@ -130,7 +130,7 @@ def stats(
     as_json: JsonOption = False,
 ) -> None:
     """Mean and deviation of the inputs (of spectrograms, of pixels), and how often each class comes."""
-    from mbt_core.recipes import assemble
+    from mbt_core.config.recipes import assemble
 
     chosen = modalities or (None if recipe else default_modalities(data))
     experiment, _ = assemble(chosen, recipe, data, sets or ())
@@ -138,7 +138,7 @@ def stats(
     from mbt_core.data.source import open_manifest
     from mbt_core.data.stats import statistics
     from mbt_core.pretrained.follow import with_stems
-    from mbt_core.resolve import make_modalities
+    from mbt_core.training.resolve import make_modalities
 
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
     stemmed = with_stems(experiment.modalities, experiment.model.pretrained)
@@ -170,13 +170,13 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Open every file of a data set and report what is there, missing or unreadable."""
-    from mbt_core.recipes import assemble
+    from mbt_core.config.recipes import assemble
 
     experiment, _ = assemble(modalities or default_modalities(data), None, data, sets or ())
     from mbt_core.data.check import check as run_check
     from mbt_core.data.duplicates import tell
     from mbt_core.data.source import open_manifest
-    from mbt_core.resolve import held_out, make_modalities
+    from mbt_core.training.resolve import held_out, make_modalities
 
     instances = make_modalities(experiment)
     manifest = open_manifest(experiment.data, instances, experiment.model.head)
@@ -194,11 +194,11 @@ def check(
 
 def default_modalities(data: str) -> str | None:
     """Kinds with a column of their own, and where there are shared files those of the recipe for one's own data."""
+    from mbt_core.config.recipes import DEFAULT_WITH_DATA, read_recipe
     from mbt_core.data.shards import located
     from mbt_core.data.tables import read_table
+    from mbt_core.io.remote import is_there
     from mbt_core.plugins import missing, registry
-    from mbt_core.recipes import DEFAULT_WITH_DATA, read_recipe
-    from mbt_core.remote import is_there
 
     if not is_there(data):
         return None

@@ -45,11 +45,11 @@ def evaluate(
 
     Those of other data or another split than test go to a folder of their own in it, eval-DATA-SPLIT.
     """
+    from mbt_core.analysis.report.missing import write_missing
     from mbt_core.errors import ConfigError
     from mbt_core.evaluate.baseline import baselines, remarks
     from mbt_core.evaluate.missing_modalities import missing_curves, subsets_for_curves
     from mbt_core.evaluate.subsets import all_subsets, by_name, confusion, on_rows
-    from mbt_core.report.missing import write_missing
     from mbt_core.run import load
 
     if rows is not None and not subsets:

@@ -35,11 +35,11 @@ def explain(
     device: DeviceOption = "auto",
 ) -> None:
     """Show what predictions rest on: relevance over every input, and what came across from other modalities."""
+    from mbt_core.analysis.explain.explain import explain_files
+    from mbt_core.analysis.explain.page import write_page
+    from mbt_core.analysis.explain.rollout import METHODS
     from mbt_core.errors import ConfigError, unknown
-    from mbt_core.explain.explain import explain_files
-    from mbt_core.explain.page import write_page
-    from mbt_core.explain.rollout import METHODS
-    from mbt_core.files import only_writer
+    from mbt_core.io.files import only_writer
     from mbt_core.run import Hardware, load
 
     if method not in METHODS:

@@ -11,10 +11,10 @@ from mbt_cli.output import note, print_json, show, table
 if TYPE_CHECKING:
     import torch
 
+    from mbt_core.analysis.measure.limits import Limit, Reading
+    from mbt_core.analysis.measure.scale import Scale
     from mbt_core.config import Experiment
     from mbt_core.data.manifest import Manifest
-    from mbt_core.measure.limits import Limit, Reading
-    from mbt_core.measure.scale import Scale
 
 
 def limits(
@@ -51,8 +51,8 @@ def limits(
         raise ConfigError("--no-time: what limits training has to be timed; leave out --data and give --clips N")
     experiment, manifest = _opened(modalities, recipe, data, sets)
     batch = None if world is None else _batch(experiment, world)
-    from mbt_core.measure.limits import Limit
-    from mbt_core.training.processes import Hardware
+    from mbt_core.analysis.measure.limits import Limit
+    from mbt_core.distributed.processes import Hardware
 
     # counting needs no device
     where = None if speed is not None and manifest is None else Hardware(device).fabric("32").device
@@ -87,13 +87,13 @@ def _opened(
 ) -> tuple[Experiment, Manifest | None]:
     if data is None:
         from mbt_cli.bench import experiment_of
-        from mbt_core.measure.bench import settle
+        from mbt_core.analysis.measure.bench import settle
 
         return settle(experiment_of(modalities, recipe, sets)), None
+    from mbt_core.config.recipes import assemble
     from mbt_core.data.source import open_manifest, require_train
-    from mbt_core.fine_tuning import follow
-    from mbt_core.recipes import assemble
-    from mbt_core.resolve import make_modalities, resolve
+    from mbt_core.training.fine_tuning import follow
+    from mbt_core.training.resolve import make_modalities, resolve
 
     experiment = follow(assemble(modalities, recipe, data, sets)[0], "cpu")
     manifest = open_manifest(experiment.data, make_modalities(experiment), experiment.model.head)
@@ -104,10 +104,10 @@ def _opened(
 def _reading(experiment: Experiment, manifest: Manifest, seconds: float) -> Reading:
     import numpy as np
 
+    from mbt_core.analysis.measure.limits import reading
     from mbt_core.data.dataset import ClipDataset
     from mbt_core.data.splits import TRAIN
-    from mbt_core.measure.limits import reading
-    from mbt_core.resolve import make_modalities
+    from mbt_core.training.resolve import make_modalities
 
     note("reading on one core")
     dataset = ClipDataset(
@@ -121,7 +121,7 @@ def _kept(experiment: Experiment, manifest: Manifest) -> str:
     """Whether all this is of the first epoch only."""
     from mbt_core.data.cache import Cache, auto_room
     from mbt_core.data.splits import TRAIN
-    from mbt_core.resolve import make_modalities
+    from mbt_core.training.resolve import make_modalities
 
     config = experiment.data
     if config.cache == "none":
@@ -151,8 +151,8 @@ def _per_device(experiment: Experiment, where: torch.device, asked: int | None, 
 
 
 def _step(experiment: Experiment, where: torch.device, size: int, seconds: float) -> float:
+    from mbt_core.analysis.measure.speed import Memory, training
     from mbt_core.data.collate import Preprocess, blank_batch
-    from mbt_core.measure.speed import Memory, training
     from mbt_core.model import MBT
 
     note(f"training steps of {size} clips on {where}")
@@ -187,9 +187,9 @@ def _scale(
     step: float | None,
     read: Reading | None,
 ) -> Scale:
+    from mbt_core.analysis.measure.scale import Scale
     from mbt_core.data.splits import TRAIN
-    from mbt_core.measure.flops import count_step
-    from mbt_core.measure.scale import Scale
+    from mbt_core.training.flops import count_step
     from mbt_core.training.loop import make_plan
 
     rows = clips if manifest is None else len(manifest.usable(TRAIN))

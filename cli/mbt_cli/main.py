@@ -16,8 +16,8 @@ from typer.models import CommandInfo
 from mbt_cli.output import fail
 from mbt_cli.threads import settle_waiting
 from mbt_core.errors import MBTError, nearest
-from mbt_core.hookspecs import CommandSpec
 from mbt_core.plugins import load_object, registry
+from mbt_core.plugins.hookspecs import CommandSpec
 from mbt_core.version import __version__
 
 GARBAGE = 100_000

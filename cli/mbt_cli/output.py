@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from mbt_core.files import finite
+from mbt_core.io.files import finite
 
 if TYPE_CHECKING:
     from rich.table import Table

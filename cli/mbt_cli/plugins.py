@@ -58,7 +58,7 @@ def list_plugins(as_json: JsonOption = False) -> None:
 @app.command("new")
 def new(name: Annotated[str, typer.Argument(help="Of the kind of modality, [a-z][a-z0-9_]*.")]) -> None:
     """Write ./mbt-NAME, a complete package of a new modality that trains at once, and print its path."""
-    from mbt_core.scaffold import write_package
+    from mbt_core.testing.scaffold import write_package
 
     folder = write_package(name, Path())
     note(f"a modality over .npy arrays; change mbt_{name}/__init__.py and mbt_{name}/modality.py to yours. Next:")
@@ -74,8 +74,8 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Run the conformance suite on a kind of modality, with small real files; exit with 1 on a fault."""
-    from mbt_core.conformance import check_kind
-    from mbt_core.settings import apply_sets
+    from mbt_core.config.settings import apply_sets
+    from mbt_core.testing.conformance import check_kind
 
     results = check_kind(kind, apply_sets({}, sets or ()))
     if as_json:

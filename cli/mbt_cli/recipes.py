@@ -14,8 +14,8 @@ app = typer.Typer(help="List and show recipes.", no_args_is_help=True, add_compl
 @app.command("list")
 def list_recipes() -> None:
     """List the recipes that `mbt train --recipe NAME` can run."""
+    from mbt_core.config.recipes import read_recipe
     from mbt_core.plugins import registry
-    from mbt_core.recipes import read_recipe
 
     rows = []
     for name, provided in sorted(registry().recipes.items()):
@@ -31,8 +31,8 @@ def show_recipe(name: Annotated[str, typer.Argument(help="Name of a recipe or a 
     """Print a recipe's file."""
     from pathlib import Path
 
+    from mbt_core.config.recipes import read_recipe
     from mbt_core.plugins import registry
-    from mbt_core.recipes import read_recipe
 
     read_recipe(name)
     known = registry().recipes

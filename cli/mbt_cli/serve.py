@@ -28,8 +28,8 @@ def serve(
 ) -> None:
     """Classify uploaded files over HTTP: POST /predict with a part `file`; GET / and /health."""
     try:
-        from mbt_core.serve.app import Limits, Service
-        from mbt_core.serve.connections import Room, Server, free_files
+        from mbt_core.deploy.serve.app import Limits, Service
+        from mbt_core.deploy.serve.connections import Room, Server, free_files
     except ImportError as error:
         if error.name not in ("uvicorn", "fastapi", "python_multipart"):
             raise

@@ -83,8 +83,8 @@ def clock(seconds: float) -> str:
 
 def require_one_process() -> None:
     """Raises `ConfigError` if a launcher has started several."""
+    from mbt_core.distributed.launch import place
     from mbt_core.errors import ConfigError
-    from mbt_core.training.launch import place
 
     if place().world > 1:
         raise ConfigError(

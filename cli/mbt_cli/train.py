@@ -61,10 +61,10 @@ def train(
 
     Without --data, --recipe and --pretrained it trains on the demo, small real videos that are made on first use.
     """
-    from mbt_core.recipes import assemble
-    from mbt_core.remote import ask_for
+    from mbt_core.config.recipes import assemble
+    from mbt_core.distributed.launch import place
+    from mbt_core.io.remote import ask_for
     from mbt_core.training.folder import RunFolder
-    from mbt_core.training.launch import place
 
     _check(parallel, accept_changed_data, resume)
     first = place().rank == 0  # the others of several processes stay silent
@@ -119,9 +119,9 @@ def _run(
 ) -> None:
     """Trains, and shows the results; `talks`: with progress."""
     from mbt_cli.progress import Progress
+    from mbt_core.distributed.launch import place
     from mbt_core.run import train as run_training
     from mbt_core.training.folder import command_line
-    from mbt_core.training.launch import place
     from mbt_core.training.loop import Interrupted
     from mbt_core.training.state import read_progress
 
@@ -187,9 +187,9 @@ def _folder(out: Path | None, resume: Path | None, settings: Mapping[str, object
     With ``--out RUN --resume RUN``, and with ``--out RUN`` after a restart by `torchrun`, it is gone on with if it is
     there, as it was configured, and else started.
     """
+    from mbt_core.distributed.launch import may_restart, restarted
     from mbt_core.errors import ConfigError
     from mbt_core.training.folder import RunFolder
-    from mbt_core.training.launch import may_restart, restarted
 
     if out is None and resume is None and may_restart():
         raise ConfigError("torchrun --max-restarts: give --out RUN, so that a restart finds its run")
@@ -225,7 +225,7 @@ def _show_init(report: InitReport) -> None:
 def summary(experiment: Experiment) -> str:
     """What was chosen, in one line."""
     from mbt_core.config import BackboneConfig
-    from mbt_core.recipes import passes
+    from mbt_core.config.recipes import passes
 
     model, config = experiment.model, experiment.train
     backbone = model.backbone

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mbt_core.config.schema import Auto, StrictModel
 from mbt_core.errors import ConfigError, unknown
 from mbt_core.plugins import registry
-from mbt_core.schema import Auto, StrictModel
 
 NonNegative = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -25,7 +25,7 @@ class TrainConfig(StrictModel):
     """Optimiser steps; ``auto``: enough for small data, passes over large data capped."""
     epochs: Annotated[float, Field(gt=0)] | Auto | None = None
     """Passes over the training split, in place of `steps`; ``auto``: by the number of clips, the work of a pass and the
-    device (`mbt_core.fine_tuning`)."""
+    device (`mbt_core.training.fine_tuning`)."""
     batch_size: int | Auto = 64
     """Examples per optimiser step over all devices; ``auto``: the largest that fits."""
     accumulate: int = Field(1, ge=1)
@@ -66,7 +66,7 @@ class TrainConfig(StrictModel):
     """Factor on the learning rate per layer below the head."""
     tune: Literal["all", "fused", "head", "auto"] = "all"
     """What is trained: everything; from the fusion layer on; the classifier only; ``auto``: as much as the device has
-    done in minutes (`mbt_core.fine_tuning`)."""
+    done in minutes (`mbt_core.training.fine_tuning`)."""
     freeze: list[str] = Field(default_factory=list)
     """Patterns (shell style) of parameter names that stay as they are."""
     cache_lower: bool | Auto = False

@@ -15,9 +15,9 @@ import pyarrow.parquet
 from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import only_writer, write_atomically
-from mbt_core.hookspecs import BuiltData
+from mbt_core.io.files import only_writer, write_atomically
 from mbt_core.plugins import load_object, registry
+from mbt_core.plugins.hookspecs import BuiltData
 
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 

@@ -23,11 +23,11 @@ from mbt_core.data.manifest import Manifest
 from mbt_core.data.processes import MEMORY
 from mbt_core.data.readers import Each, Pool, patience_for
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
-from mbt_core.files import write_atomically
+from mbt_core.io.files import write_atomically
+from mbt_core.io.remote import cache_folder
 from mbt_core.media import Clip, exists, identity, open_clip
 from mbt_core.media.memory import MemoryClip, decode_all
 from mbt_core.modality import Modality
-from mbt_core.remote import cache_folder
 
 VERSION = 2
 """Of what lies on disk; files of another version are not used."""

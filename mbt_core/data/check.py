@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mbt_core.config.schema import ModalityConfig
 from mbt_core.data.channels import Channels, ChannelTally, channel_lines
 from mbt_core.data.duplicates import find_repeats
 from mbt_core.data.machine import cores
@@ -23,7 +24,6 @@ from mbt_core.media import Clip, absence, exists, open_clip
 from mbt_core.media.reads import Reads
 from mbt_core.modality import Modality, Window
 from mbt_core.plugins import registry
-from mbt_core.schema import ModalityConfig
 
 FIT_CLIPS = 64
 CHUNK = 16

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mbt_core import remote
 from mbt_core.data.columns import IN_FILES, encode
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import DataError, MBTError
+from mbt_core.io import remote
 from mbt_core.media.shards import open_shard, packed
 
 FILE = "digests.sqlite"

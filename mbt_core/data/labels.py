@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from mbt_core.config import DEFAULT_TASK, TaskKind, check_name
+from mbt_core.config.schema import Scale
 from mbt_core.data.columns import TASK_PREFIX, Columns
 from mbt_core.data.holdout import TaskClasses
 from mbt_core.data.splits import TRAIN, Splits
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
-from mbt_core.files import read_json
-from mbt_core.schema import Scale
+from mbt_core.io.files import read_json
 
 SEPARATOR = ";"
 BINS = 5

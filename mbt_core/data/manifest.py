@@ -36,7 +36,7 @@ from mbt_core.data.shards import is_packed, located
 from mbt_core.data.splits import TEST, TRAIN, VAL, Groups, Splits, check_groups, make_splits, pool, split_name
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import is_folder
+from mbt_core.io.files import is_folder
 
 
 @dataclass(frozen=True, slots=True)

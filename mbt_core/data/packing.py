@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from mbt_core import remote
 from mbt_core.config import DataConfig
 from mbt_core.data.columns import is_number
 from mbt_core.data.labels import classes_path
@@ -43,7 +42,8 @@ from mbt_core.data.shards import (
 )
 from mbt_core.data.tables import read_table
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.files import only_writer, open_regular, write_atomically
+from mbt_core.io import remote
+from mbt_core.io.files import only_writer, open_regular, write_atomically
 from mbt_core.media import Clip, absence, exists, open_clip
 from mbt_core.media.jpegs import encode_jpeg
 from mbt_core.media.reads import Reads

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 
-from mbt_core import remote
 from mbt_core.errors import DataError
-from mbt_core.files import LARGEST_TABLE, open_regular, read_json, read_parquet, write_atomically
+from mbt_core.io import remote
+from mbt_core.io.files import LARGEST_TABLE, open_regular, read_json, read_parquet, write_atomically
 
 FILE = "pack.json"
 REPORT_FILE = "report.json"

@@ -15,9 +15,9 @@ from mbt_core.data.labels import Classes
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.splits import TEST, TRAIN, VAL, split_name
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
+from mbt_core.io.remote import address, ask_for, is_there, require_asked
 from mbt_core.modality import Modality
 from mbt_core.plugins import load_object, registry
-from mbt_core.remote import address, ask_for, is_there, require_asked
 
 
 def open_manifest(
@@ -38,7 +38,7 @@ def open_manifest(
 
     Raises:
         ConfigError: if none is named, there is none of that name, or it is on another machine and the user has not
-            named it; see `mbt_core.remote.require_asked`.
+            named it; see `mbt_core.io.remote.require_asked`.
         DataError: if it is not as expected.
     """
     path = config.path
@@ -65,7 +65,7 @@ def make_dataset(name: str) -> Path:
 
 
 def ask_for_data(config: DataConfig, lasting: bool = False) -> None:
-    """Notes that the user has named these data; see `mbt_core.remote.ask_for`."""
+    """Notes that the user has named these data; see `mbt_core.io.remote.ask_for`."""
     for place in (config.path, config.root):
         if place is not None:
             ask_for(place, lasting)

@@ -20,7 +20,7 @@ import pyarrow.parquet
 
 from mbt_core.data.shards import is_packed, read_shards
 from mbt_core.errors import DataError
-from mbt_core.files import LARGEST_TABLE, check_bytes, is_folder, open_regular, read_parquet
+from mbt_core.io.files import LARGEST_TABLE, check_bytes, is_folder, open_regular, read_parquet
 
 EXPECTED = "a manifest (.csv, .tsv, .parquet, .jsonl) or a folder with one sub-folder per class"
 BLOCK = 1 << 24

@@ -15,7 +15,7 @@ from typing import Any, Self, TextIO
 from mbt_core.config import DEFAULT_TASK, HeadConfig
 from mbt_core.errors import ConfigError, DataError, MBTError
 from mbt_core.evaluate.predict import FilePrediction
-from mbt_core.files import finite, only_writer, write_atomically
+from mbt_core.io.files import finite, only_writer, write_atomically
 
 SUFFIXES = (".jsonl", ".csv")
 PLACE = ["file", "start", "end", "modalities", "error"]

@@ -28,7 +28,7 @@ from mbt_core.data.source import split_or_all
 from mbt_core.errors import ConfigError
 from mbt_core.evaluate.evaluator import forward
 from mbt_core.evaluate.memory import rows_at_once
-from mbt_core.files import only_writer, write_atomically
+from mbt_core.io.files import only_writer, write_atomically
 from mbt_core.model import MBT
 
 FUSED, IDS = "fused", "ids"

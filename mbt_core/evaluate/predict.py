@@ -32,7 +32,7 @@ from mbt_core.data.sampler import EvalSampler
 from mbt_core.errors import ConfigError, MBTError
 from mbt_core.evaluate.evaluator import forward, scales
 from mbt_core.evaluate.memory import rows_at_once
-from mbt_core.files import is_folder
+from mbt_core.io.files import is_folder
 from mbt_core.media import Clip
 from mbt_core.media.folders import CODECS
 from mbt_core.media.reads import Reads

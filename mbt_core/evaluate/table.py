@@ -24,8 +24,8 @@ from mbt_core.errors import DataError
 from mbt_core.evaluate.evaluator import FUSED, Evaluation, Subset
 from mbt_core.evaluate.missing_modalities import missing_curves
 from mbt_core.evaluate.subsets import Rows, by_name, confusion, on_rows
-from mbt_core.files import read_parquet, write_atomically
-from mbt_core.remote import address
+from mbt_core.io.files import read_parquet, write_atomically
+from mbt_core.io.remote import address
 
 FILE = "predictions.parquet"
 PREFIX = "eval-"

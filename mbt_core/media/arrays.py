@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from mbt_core.files import check_bytes, decoded_bytes
+from mbt_core.io.files import check_bytes, decoded_bytes
 from mbt_core.media.channels import LARGEST, Stored, channels_of, not_numbers
 from mbt_core.media.deadline import Deadline, read_all
 from mbt_core.media.delimited import load_csv

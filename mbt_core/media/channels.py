@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mbt_core.files import check_bytes
+from mbt_core.io.files import check_bytes
 
 LARGEST = 1 << 31
 """Bytes of an array, as it is stored and as float32."""

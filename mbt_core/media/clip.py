@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self
 import av
 import numpy as np
 
-from mbt_core.files import check_bytes, open_regular
+from mbt_core.io.files import check_bytes, open_regular
 from mbt_core.media import subtitles
 from mbt_core.media.arrays import LOADERS, load_array
 from mbt_core.media.channels import LARGEST, Stored

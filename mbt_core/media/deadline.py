@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import BinaryIO
 
-from mbt_core.files import check_bytes
+from mbt_core.io.files import check_bytes
 from mbt_core.media.errors import MediaError
 
 PIECE = 1 << 24

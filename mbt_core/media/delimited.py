@@ -17,7 +17,7 @@ from functools import cache
 from itertools import takewhile
 from typing import Any
 
-from mbt_core.files import check_bytes
+from mbt_core.io.files import check_bytes
 from mbt_core.media.channels import CLOCK, LARGEST, Stored, channels_of
 
 SEPARATORS = ("\t", ";", ",")

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 
-from mbt_core.files import check_bytes, open_regular
+from mbt_core.io.files import check_bytes, open_regular
 from mbt_core.media.channels import LARGEST
 from mbt_core.media.container import DECODER_OPTIONS
 from mbt_core.media.deadline import Deadline

@@ -6,14 +6,14 @@ import os
 import stat
 from typing import cast
 
-from mbt_core.files import is_folder
+from mbt_core.io.files import is_folder
+from mbt_core.io.remote import about, url_of
 from mbt_core.media.clip import Clip
 from mbt_core.media.errors import MediaError
 from mbt_core.media.folders import numbering
 from mbt_core.media.recordings import Recording, recorded, recordings
 from mbt_core.media.shard_clip import ShardClip
 from mbt_core.media.shards import packed
-from mbt_core.remote import about, url_of
 
 
 def exists(path: str) -> bool:

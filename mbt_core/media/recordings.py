@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mbt_core.errors import ConfigError
-from mbt_core.files import check_bytes
+from mbt_core.io.files import check_bytes
 from mbt_core.media.closing import Closing
 from mbt_core.media.errors import MediaError, reason
 from mbt_core.media.reads import Reads

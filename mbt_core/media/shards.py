@@ -9,7 +9,7 @@ member, in the order of the file. The members of one clip have names that begin 
 - ``KEY.COLUMN.SUFFIX``: any other file as it was.
 
 A clip's path is ``NAME.tar/KEY/COLUMN``. An index is not trusted: each member's own header must agree with it. Of a
-folder of shards that a URL names (`mbt_core.remote`), the index is copied when it is first needed.
+folder of shards that a URL names (`mbt_core.io.remote`), the index is copied when it is first needed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from pydantic import ConfigDict
 
-from mbt_core import remote
 from mbt_core.errors import MBTError
-from mbt_core.files import open_regular, write_atomically
+from mbt_core.io import remote
+from mbt_core.io.files import open_regular, write_atomically
 from mbt_core.media.errors import MediaError, reason
 
 BLOCK = 512
@@ -98,7 +98,7 @@ def is_file(path: str) -> bool:
 
 
 class Ranges(Protocol):
-    """A file of which ranges are read, as `mbt_core.remote.RemoteFile`."""
+    """A file of which ranges are read, as `mbt_core.io.remote.RemoteFile`."""
 
     size: int
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig, HeadConfig
+from mbt_core.config.schema import Scale
 from mbt_core.model.fusion.base import Masks, Presence, Streams
-from mbt_core.schema import Scale
 
 SHARED = "_shared"
 

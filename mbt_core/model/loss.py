@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mbt_core.config import DEFAULT_TASK, HeadConfig, TaskKind
+from mbt_core.config.schema import Scale
 from mbt_core.model.mbt import Prediction
-from mbt_core.schema import Scale
 
 Targets = Mapping[str, Tensor]
 """Task -> float [B, C]: class probabilities, multi-hot labels, or values to regress."""

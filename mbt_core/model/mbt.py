@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import DEFAULT_TASK, HeadConfig, MBTConfig
+from mbt_core.config.assets import copy_attached, find_attached, portable
+from mbt_core.config.schema import validate
 from mbt_core.errors import ConfigError, DataError, MBTError, unknown
-from mbt_core.files import read_json, read_safetensors, read_shapes, write_atomically, write_safetensors
-from mbt_core.hub import locate, upload
+from mbt_core.io.files import read_json, read_safetensors, read_shapes, write_atomically, write_safetensors
+from mbt_core.io.hub import locate, upload
 from mbt_core.modality import Modality
+from mbt_core.modality.tokens import Tokens
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.model.block import Attended, Block
 from mbt_core.model.fusion.base import JOINT, Fusion, LayerRecord, recorder
 from mbt_core.model.head import SHARED, Head
 from mbt_core.model.stream import Stream
 from mbt_core.plugins import registry
-from mbt_core.schema import validate
-from mbt_core.tokens import Tokens
 
 Inputs = Mapping[str, Tensor | tuple[Tensor, Tensor | None]]
 TokenTransform = Callable[[dict[str, Tokens]], dict[str, Tokens]]
@@ -347,7 +347,7 @@ class MBT(nn.Module):
     def push_to_hub(self, repo: str, **options: Any) -> str:
         """Uploads what `save_pretrained` writes; `Run.push_to_hub` adds the configuration and a model card.
 
-        Options, errors and the returned address are those of `mbt_core.hub.upload`.
+        Options, errors and the returned address are those of `mbt_core.io.hub.upload`.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
@@ -359,7 +359,7 @@ class MBT(nn.Module):
 
         Args:
             source: a folder, which wins, or ORG/NAME on the hub.
-            options: for the hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, as in `mbt_core.hub`.
+            options: for the hub: ``revision``, ``token``, ``cache_dir``, ``local_files_only``, as in `mbt_core.io.hub`.
 
         Raises:
             DataError: if there is no such folder or repository, or a file is missing or not what it should be.

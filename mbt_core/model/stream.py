@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig
-from mbt_core.tokens import Tokenizer, Tokens
+from mbt_core.modality.tokens import Tokenizer, Tokens
 
 
 class Stream(nn.Module):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mbt_core.config import MBTConfig
+from mbt_core.config.schema import validate
 from mbt_core.model import MBT
 from mbt_core.pretrained.follow import follow_weights
 from mbt_core.pretrained.report import InitReport
 from mbt_core.pretrained.scenic import convert_scenic, load_scenic_params
 from mbt_core.pretrained.start import initialise
-from mbt_core.schema import validate
 
 __all__ = ["InitReport", "build", "build_with_report", "convert_scenic", "initialise", "load_scenic_params"]
 

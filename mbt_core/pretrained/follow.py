@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TypeVar
 
 from mbt_core.config import BackboneConfig, Modalities, ModelConfig
+from mbt_core.config.schema import ModalityConfig, PatchedConfig, Stem
 from mbt_core.errors import ConfigError
-from mbt_core.kernels import VitWeights
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.plugins import registry
 from mbt_core.pretrained.start import choose_weights
-from mbt_core.schema import ModalityConfig, PatchedConfig, Stem
 
 HEAD_WIDTH = 64
 """Of timm's ViTs, but for the next."""

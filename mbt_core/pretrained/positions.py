@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mbt_core.errors import ConfigError
-from mbt_core.kernels import VitWeights
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_core.model.position import resample_positions
 from mbt_core.model.stream import Stream
 

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 
 from mbt_core.config import Experiment, MBTConfig
+from mbt_core.config.schema import validate
+from mbt_core.config.settings import apply_sets, to_yaml
 from mbt_core.errors import ConfigError, DataError, unknown
-from mbt_core.files import only_writer, write_atomically
+from mbt_core.io.files import only_writer, write_atomically
+from mbt_core.modality.patch_tokenizer import PatchTokenizer
 from mbt_core.model import MBT
 from mbt_core.model.stream import Stream
-from mbt_core.patch import PatchTokenizer
 from mbt_core.pretrained.names import Flat
 from mbt_core.pretrained.scenic_arrays import (
     check_arrays,
@@ -28,8 +30,6 @@ from mbt_core.pretrained.scenic_arrays import (
     reference_modalities,
     state_from,
 )
-from mbt_core.schema import validate
-from mbt_core.settings import apply_sets, to_yaml
 from mbt_core.version import __version__
 
 Shapes = Mapping[str, Sequence[int]]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.kernels import match_channels
 from mbt_core.modality import Modality
+from mbt_core.modality.patch_weights import match_channels
 from mbt_core.model import MBT
 from mbt_core.model.fusion import JOINT
 from mbt_core.model.head import SHARED

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig
 from mbt_core.errors import ConfigError, DataError, nearest
-from mbt_core.files import read_json
-from mbt_core.kernels import VitWeights
+from mbt_core.io.files import read_json
+from mbt_core.modality.patch_tokenizer import PatchTokenizer
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_core.model import MBT
 from mbt_core.model.fusion import JOINT
 from mbt_core.model.head import SHARED
 from mbt_core.model.stream import Stream
-from mbt_core.patch import PatchTokenizer
 from mbt_core.pretrained import augreg, timm_weights
 from mbt_core.pretrained.files import looks_like
 from mbt_core.pretrained.names import Flat, vit_to_timm

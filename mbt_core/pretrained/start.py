@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import BackboneConfig
-from mbt_core.conv_stem import ConvTokenizer
 from mbt_core.errors import ConfigError
-from mbt_core.kernels import VitWeights
 from mbt_core.modality import Modality
+from mbt_core.modality.conv_tokenizer import ConvTokenizer
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_core.model import MBT
 from mbt_core.model.fusion import JOINT
 from mbt_core.model.head import SHARED

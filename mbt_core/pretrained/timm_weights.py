@@ -19,8 +19,8 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from mbt_core.errors import ConfigError, DataError, MBTError
-from mbt_core.files import read_safetensors
-from mbt_core.kernels import VitWeights
+from mbt_core.io.files import read_safetensors
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.files import looks_like
 from mbt_core.pretrained.names import listed

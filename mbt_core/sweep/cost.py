@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from mbt_core.config import Experiment, MBTConfig
-from mbt_core.measure.flops import count
+from mbt_core.training.flops import count
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from mbt_core.config import Experiment
+from mbt_core.config.schema import validate
 from mbt_core.data.splits import TEST, VAL
 from mbt_core.evaluate.metrics import as_text, bounds
 from mbt_core.evaluate.table import FILE as PREDICTIONS
 from mbt_core.evaluate.table import evaluated
-from mbt_core.files import finite, read_parquet, write_atomically
+from mbt_core.io.files import finite, read_parquet, write_atomically
 from mbt_core.run import Run, load
-from mbt_core.schema import validate
 from mbt_core.sweep.folds import FOLD, FoldResult, Scored, begin, score
 from mbt_core.sweep.interval import half_width
 from mbt_core.sweep.report import Report, Table, write

@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from mbt_core.attached import portable
 from mbt_core.config import DataConfig, Experiment
+from mbt_core.config.assets import portable
 from mbt_core.data.cache import Cache
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.source import open_manifest
 from mbt_core.errors import ConfigError, InUseError, MBTError
 from mbt_core.modality import Modality
-from mbt_core.resolve import make_modalities
 from mbt_core.run import Hardware, Run, train
 from mbt_core.sweep.grid import Cell
 from mbt_core.sweep.results import Result, is_finished, read_result
 from mbt_core.training.events import Listener
 from mbt_core.training.folder import DATA, FILLED, RunFolder
 from mbt_core.training.loop import Interrupted
+from mbt_core.training.resolve import make_modalities
 from mbt_core.training.state import read_progress, save_state
 
 CELLS = "cells"

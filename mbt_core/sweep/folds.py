@@ -13,22 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from mbt_core.config import Experiment, HeadConfig
+from mbt_core.config.schema import validate
+from mbt_core.config.settings import to_yaml
 from mbt_core.config.training import LAST
 from mbt_core.data.source import ask_for_data, open_manifest, require_train
 from mbt_core.data.splits import TEST, TRAIN, VAL
 from mbt_core.errors import ConfigError, MBTError, MBTWarning
 from mbt_core.evaluate.table import evaluated, read_predictions
-from mbt_core.files import write_atomically
-from mbt_core.remote import address
-from mbt_core.resolve import make_modalities
+from mbt_core.io.files import write_atomically
+from mbt_core.io.remote import address
 from mbt_core.run import Run
-from mbt_core.schema import validate
-from mbt_core.settings import to_yaml
 from mbt_core.sweep.engine import Sweep, differences
 from mbt_core.sweep.grid import Cell, Flags
 from mbt_core.sweep.results import Result, main_metrics
 from mbt_core.sweep.transfer import absolute
 from mbt_core.training.folder import RunFolder
+from mbt_core.training.resolve import make_modalities
 from mbt_core.training.state import read_progress
 
 FILE = "folds.yaml"

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 
 from mbt_core.config import Experiment
+from mbt_core.config.recipes import assemble, parse_instances
+from mbt_core.config.settings import load_yaml
 from mbt_core.errors import ConfigError
-from mbt_core.recipes import assemble, parse_instances
-from mbt_core.settings import load_yaml
 
 MODALITIES = "modalities"
 """The key of an override that is no setting but the flag ``--modalities``."""

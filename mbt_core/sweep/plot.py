@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbt_core.files import write_atomically
+from mbt_core.io.files import write_atomically
 from mbt_core.sweep.grid import short
 from mbt_core.sweep.results import Result, Row
 

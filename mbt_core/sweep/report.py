@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mbt_core.files import write_atomically
+from mbt_core.io.files import write_atomically
 from mbt_core.sweep import plot, transfer
 from mbt_core.sweep.results import Result, columns, document, markdown_table, summarise, write_csv
 

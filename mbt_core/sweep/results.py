@@ -16,13 +16,13 @@ from mbt_core.config import Experiment
 from mbt_core.errors import DataError
 from mbt_core.evaluate.metrics import as_text, metric_names
 from mbt_core.evaluate.table import counted
-from mbt_core.files import write_atomically
-from mbt_core.resolve import MAIN, monitored
+from mbt_core.io.files import write_atomically
 from mbt_core.sweep.cost import Cost, cost_of
 from mbt_core.sweep.grid import Cell, short
 from mbt_core.sweep.left_out import scores_without
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.loggers import read_metrics
+from mbt_core.training.resolve import MAIN, monitored
 from mbt_core.training.state import read_progress
 
 Status = Literal["finished", "unfinished", "missing", "failed", "running elsewhere"]

@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 
 from mbt_core.config import BackboneConfig
+from mbt_core.config.schema import PatchedConfig
 from mbt_core.errors import ConfigError
 from mbt_core.model.backbone import resolve_backbone
 from mbt_core.pretrained.follow import backbone_of, differences
 from mbt_core.pretrained.sources import open_source
-from mbt_core.schema import PatchedConfig
 from mbt_core.sweep.grid import Axis, Flags, Point, as_yaml
 from mbt_core.sweep.interval import half_width, t_quantile
 from mbt_core.sweep.left_out import standard_error

@@ -16,13 +16,13 @@ from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import Losses
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.splits import TEST, TRAIN, VAL
+from mbt_core.distributed.processes import Team
+from mbt_core.distributed.sharding import whole_model
 from mbt_core.evaluate.evaluator import Evaluation, Subset, evaluate, merge
 from mbt_core.evaluate.memory import rows_at_once
 from mbt_core.model import MBT
 from mbt_core.training.lower import KeptTokens, Lower, Restore
 from mbt_core.training.memory import DEFAULT_BATCH
-from mbt_core.training.processes import Team
-from mbt_core.training.sharding import whole_model
 
 
 def make_dataset(

@@ -15,13 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mbt_core.attached import copy_attached, find_attached, portable
 from mbt_core.config import Experiment
+from mbt_core.config.assets import copy_attached, find_attached, portable
+from mbt_core.config.schema import validate
+from mbt_core.config.settings import read_yaml, to_yaml
+from mbt_core.distributed.launch import place
 from mbt_core.errors import ConfigError, DataError, InUseError, MBTWarning
-from mbt_core.files import locked, read_json, write_atomically
-from mbt_core.schema import validate
-from mbt_core.settings import read_yaml, to_yaml
-from mbt_core.training.launch import place
+from mbt_core.io.files import locked, read_json, write_atomically
 from mbt_core.version import __version__
 
 if TYPE_CHECKING:  # the command line reads folders before it needs tables
@@ -39,7 +39,7 @@ FINGERPRINT = "data.json"
 class RunFolder:
     """``runs/NAME/``: ``config.yaml``, ``model.safetensors`` + ``config.json`` (best), ``state/`` (last), logs.
 
-    And ``files/``, where a modality's settings name some (`mbt_core.attached`).
+    And ``files/``, where a modality's settings name some (`mbt_core.config.assets`).
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -86,7 +86,7 @@ class RunFolder:
     @contextmanager
     def claim(self) -> Iterator[InUseError | None]:
         """Keeps other processes from training here; of several processes of a run the first one does.
-        See `mbt_core.files.locked`.
+        See `mbt_core.io.files.locked`.
 
         Yields:
             None; the error to raise if another process is training here.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mbt_core.errors import MBTError
-from mbt_core.files import write_atomically
+from mbt_core.io.files import write_atomically
 from mbt_core.training.events import Listener
 
 

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from mbt_core.config import Experiment, TrainConfig
 from mbt_core.data.collate import Batch, Copier
 from mbt_core.data.missing import Losses
+from mbt_core.distributed.processes import Team
+from mbt_core.distributed.sharding import load_whole, whole_model, whole_state
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
 from mbt_core.evaluate.metrics import lower_is_better
-from mbt_core.files import read_safetensors
+from mbt_core.io.files import read_safetensors
 from mbt_core.model import MBT
 from mbt_core.model.loss import dense_targets, example_losses
 from mbt_core.training.class_weights import NO_WEIGHTS, ClassWeights
@@ -32,8 +34,6 @@ from mbt_core.training.events import Listener
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.mixup import Mixup
 from mbt_core.training.optimizer import lr_factor, make_optimizer, set_lr, set_training
-from mbt_core.training.processes import Team
-from mbt_core.training.sharding import load_whole, whole_model, whole_state
 from mbt_core.training.state import (
     Progress,
     configured_plan,

@@ -20,23 +20,23 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from mbt_core.attached import portable
 from mbt_core.config import Experiment, FusionConfig, TrainConfig
+from mbt_core.config.assets import portable
 from mbt_core.data.cache import disk_folder
 from mbt_core.data.collate import Batch, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.data.loader import make_loader
 from mbt_core.data.manifest import Manifest, Row
 from mbt_core.data.sampler import EvalSampler
+from mbt_core.distributed.processes import Team
 from mbt_core.errors import ConfigError, DataError, MBTError
-from mbt_core.files import SUMS, read_safetensors, write_safetensors
+from mbt_core.io.files import SUMS, read_safetensors, write_safetensors
 from mbt_core.media import exists, identity
 from mbt_core.modality import Modality, Sample
+from mbt_core.modality.tokens import Tokens
 from mbt_core.model import MBT
 from mbt_core.model.mbt import Inputs
-from mbt_core.tokens import Tokens
 from mbt_core.training.optimizer import is_above
-from mbt_core.training.processes import Team
 from mbt_core.version import __version__
 
 VERSION = 1

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from mbt_core.config import TrainConfig
 from mbt_core.data.collate import blank_batch
 from mbt_core.errors import MBTError
+from mbt_core.modality.tokens import Tokens
 from mbt_core.model import MBT
 from mbt_core.model.mbt import TokenTransform
-from mbt_core.tokens import Tokens
 
 DEFAULT_BATCH = 64
 LARGEST_BATCH = 4096

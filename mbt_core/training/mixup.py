@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbt_core.tokens import Tokens
+from mbt_core.modality.tokens import Tokens
 
 
 @dataclass(frozen=True)

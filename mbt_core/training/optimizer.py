@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from mbt_core.config import TrainConfig
+from mbt_core.distributed.sharding import is_sharded
 from mbt_core.errors import ConfigError
+from mbt_core.modality.tokens import Tokenizer
 from mbt_core.model import MBT
 from mbt_core.model.block import Block
 from mbt_core.model.fusion.base import Fusion
-from mbt_core.tokens import Tokenizer
-from mbt_core.training.sharding import is_sharded
 
 NO_DECAY = ("cls_token", "reg_token", "pos_embed", "bottlenecks")
 MODALITY_AT = {"streams": 1, "blocks": 1, "head": 2}

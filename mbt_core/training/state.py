@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core.config import MBTConfig, TrainConfig
+from mbt_core.distributed.sharding import like, whole
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.files import read_metadata, read_safetensors, read_shapes, write_safetensors
+from mbt_core.io.files import read_metadata, read_safetensors, read_shapes, write_safetensors
 from mbt_core.model.mbt import check_sizes
 from mbt_core.training.optimizer import named_state
-from mbt_core.training.sharding import like, whole
 
 FILE = "state.safetensors"
 

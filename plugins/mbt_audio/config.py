@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from mbt_core.config.schema import Auto, PatchedConfig, check_sample
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, PatchedConfig, check_sample
 
 FRAME_RATE = 100
 """Spectrogram frames a second."""

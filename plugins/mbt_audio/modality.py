@@ -17,10 +17,10 @@ from torchaudio.functional import melscale_fbanks
 
 from mbt_audio.config import FRAME_RATE, AudioConfig
 from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
+from mbt_core.config.schema import validate
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
-from mbt_core.picture import colours, overlay, spread
-from mbt_core.schema import validate
+from mbt_core.modality.drawing import colours, overlay, spread
 
 AUTO_SECONDS = 8.0
 SHORT_SECONDS = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mbt_core.hookspecs import DatasetSpec, RecipeSpec, hookimpl
+from mbt_core.plugins.hookspecs import DatasetSpec, RecipeSpec, hookimpl
 
 RECIPES = Path(__file__).parent / "recipes"
 

@@ -15,7 +15,7 @@ import numpy as np
 from mbt_benchmarks.annotations import find_file, need_file, read_lines, read_records, seconds, whole_number
 from mbt_benchmarks.media import Segment, youtube_columns
 from mbt_core.errors import ConfigError, DataError, nearest, unknown
-from mbt_core.hookspecs import BuiltData
+from mbt_core.plugins.hookspecs import BuiltData
 
 SUBSETS = ("mini", "500k", "full")
 HALF_MILLION = 500_000

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from mbt_benchmarks.annotations import find_file, need_file, number_above_0, read_records, seconds, whole_number
 from mbt_benchmarks.media import MediaFolder
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.hookspecs import BuiltData
 from mbt_core.media import recordings
 from mbt_core.media.folders import numbering
+from mbt_core.plugins.hookspecs import BuiltData
 
 FILES = {"train": "EPIC_100_train.csv", "val": "EPIC_100_validation.csv"}
 TASKS = ("verb", "noun")

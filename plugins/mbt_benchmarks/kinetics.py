@@ -11,7 +11,7 @@ from pathlib import Path
 from mbt_benchmarks.annotations import find_file, need_file, read_records, seconds
 from mbt_benchmarks.media import Segment, youtube_columns
 from mbt_core.errors import ConfigError
-from mbt_core.hookspecs import BuiltData
+from mbt_core.plugins.hookspecs import BuiltData
 
 FILES = {"train": ("train",), "val": ("val", "validate"), "test": ("test",)}
 PREFIXES = ("", "kinetics400_", "kinetics_400_", "kinetics_", "k400_")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from mbt_benchmarks.annotations import find_file, need_file, read_lines, seconds
 from mbt_benchmarks.media import ID_LENGTH, Segment, youtube_columns
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.hookspecs import BuiltData
+from mbt_core.plugins.hookspecs import BuiltData
 
 LENGTH = 10.0
 """Seconds of a clip."""

@@ -13,7 +13,7 @@ from mbt_benchmarks.annotations import find_file, need_file, read_lines, read_re
 from mbt_benchmarks.media import youtube_columns
 from mbt_benchmarks.vggsound import name_of, segment_of
 from mbt_core.errors import ConfigError, DataError
-from mbt_core.hookspecs import BuiltData
+from mbt_core.plugins.hookspecs import BuiltData
 
 SHOWN_BY = {"audible": ("A", "AV"), "visible": ("V", "AV")}
 """Column -> modalities of the labels in it."""

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from mbt_core.config.schema import Auto, Count, PictureConfig, Seconds, check_sample
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, Count, PictureConfig, Seconds, check_sample
 
 LARGEST_INTERVAL = 0.5
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from mbt_core.config.schema import Auto, Count, PictureConfig, Seconds, check_sample
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, Count, PictureConfig, Seconds, check_sample
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Range = tuple[PositiveFloat, PositiveFloat]

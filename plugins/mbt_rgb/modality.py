@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
+from mbt_core.config.schema import validate
 from mbt_core.errors import DataError
-from mbt_core.kernels import VitWeights, adapt_kernel
 from mbt_core.media import MediaError
-from mbt_core.picture import overlay, spread
-from mbt_core.schema import validate
+from mbt_core.modality.drawing import overlay, spread
+from mbt_core.modality.patch_weights import VitWeights, adapt_kernel
 from mbt_rgb.config import RgbConfig
 from mbt_rgb.tokenizer import SampledFramesTokenizer, sampled_frames
 from mbt_rgb.transforms import drop_colours, jitter_colours, resample

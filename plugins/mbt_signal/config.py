@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from mbt_core.config.schema import Auto, PatchedConfig, check_sample
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, PatchedConfig, check_sample
 
 Statistic = float | list[float]
 SPECTROGRAM_FIELDS = ("fft", "hop", "log_mean", "log_std")

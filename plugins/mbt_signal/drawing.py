@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mbt_core.picture import overlay
+from mbt_core.modality.drawing import overlay
 
 WIDTH, HEIGHT = 768, 72
 MARGIN = 6

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Window, make_tokenizer
+from mbt_core.config.schema import validate
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
-from mbt_core.picture import colours, overlay, spread
-from mbt_core.schema import validate
+from mbt_core.modality.drawing import colours, overlay, spread
 from mbt_signal.config import SignalConfig
 from mbt_signal.drawing import curves, stacked
 from mbt_signal.transforms import LogSpectrogram, interpolated, window_of

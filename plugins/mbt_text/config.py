@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, PositiveFloat, field_validator
 
+from mbt_core.config.schema import Auto, ModalityConfig
 from mbt_core.errors import ConfigError
-from mbt_core.schema import Auto, ModalityConfig
 
 
 class TextConfig(ModalityConfig):

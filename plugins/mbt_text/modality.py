@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbt_core import Clip, Modality, ModalityCard, Picture, Tokenizer, Tokens, Window
+from mbt_core.config.schema import validate
 from mbt_core.errors import DataError
 from mbt_core.media import MediaError
-from mbt_core.picture import colours
-from mbt_core.schema import validate
+from mbt_core.modality.drawing import colours
 from mbt_text.config import TextConfig
 from mbt_text.vocabulary import vocabulary
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 import flawed
 from mbt_cli.main import app
 from mbt_core import registry
-from mbt_core.conformance.suite import CHECKS
+from mbt_core.testing.conformance.suite import CHECKS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mbt_cli.bench import bench
 from mbt_core import ConfigError, MBTConfig
-from mbt_core.measure.bench import over_layers
+from mbt_core.analysis.measure.bench import over_layers
 
 D, DEPTH, FIRST, Z = 768, 12, 8, 4
 RGB, AUDIO = 8 * 14 * 14, 50 * 8

@@ -168,8 +168,8 @@ def test_eval(run, demo):
 
 def test_eval_of_a_run_that_is_not_ours(run, monkeypatch):
     """Where the predictions cannot be written, the numbers come all the same."""
-    from mbt_core import files
     from mbt_core.evaluate import table
+    from mbt_core.io import files
 
     def refuse(path, write):
         files.write_atomically(path / "x", write)
@@ -404,7 +404,7 @@ HOLDER = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from mbt_core.files import only_writer
+from mbt_core.io.files import only_writer
 with ExitStack() as stack:
     for out, part in zip(sys.argv[1::2], sys.argv[2::2]):
         stack.enter_context(only_writer(Path(out), part))

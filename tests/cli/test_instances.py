@@ -2,9 +2,9 @@
 
 import pytest
 
+from mbt_core.deploy.serve.app import Limits, Service
 from mbt_core.errors import ConfigError
 from mbt_core.run import load
-from mbt_core.serve.app import Limits, Service
 from small import clips_of, mbt, tiny_run, write_csv
 
 BOTH = "left=rgb,right=rgb"

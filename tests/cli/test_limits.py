@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mbt_core.measure.scale import GRADIENT
+from mbt_core.analysis.measure.scale import GRADIENT
 from small import mbt, tiny_sets
 
 TINY = ["-m", "rgb,audio", *(word for setting in tiny_sets() for word in ("--set", setting)), "--device", "cpu"]

@@ -18,10 +18,10 @@ import torch
 
 from faulty_rgb import FaultyRgb
 from mbt_core.data.collate import blank_batch
+from mbt_core.deploy.serve.app import Limits, Service
+from mbt_core.deploy.serve.reading import Reader, Readers, pack, unpack
 from mbt_core.model.loss import by_task
 from mbt_core.run import load
-from mbt_core.serve.app import Limits, Service
-from mbt_core.serve.reading import Reader, Readers, pack, unpack
 from serving import BOUNDARY, END, ask, part, post, running, wait_for
 from small import clips_of, mbt
 
@@ -251,7 +251,7 @@ def test_a_disk_without_room(service, clip, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mbt_core.serve.upload._Parts._on_data", full)
+    monkeypatch.setattr("mbt_core.deploy.serve.upload._Parts._on_data", full)
     status, found = post(service.address, part(clip.read_bytes()))
     assert (status, found["error"]) == (507, "the file cannot be stored here: No space left on device; try again later")
     assert not list(Path(service.folder.name).iterdir())
@@ -339,7 +339,7 @@ def test_usage(run, monkeypatch):
     assert done.code == 2
     assert re.fullmatch(r"Error: cannot listen on 127\.0\.0\.1:\d+: .*; choose another --port or --host\n", done.err)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    monkeypatch.delitem(sys.modules, "mbt_core.serve.app")
+    monkeypatch.delitem(sys.modules, "mbt_core.deploy.serve.app")
     done = mbt("serve", run.path)
     assert (done.code, done.err) == (2, "Error: serving needs fastapi: pip install 'mbt-fusion[serve]'\n")
 

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
+from mbt_core.deploy.serve.app import Limits, Service
+from mbt_core.deploy.serve.connections import BACKLOG, LINGERING, SPARE, Room
 from mbt_core.errors import ConfigError
 from mbt_core.run import load
-from mbt_core.serve.app import Limits, Service
-from mbt_core.serve.connections import BACKLOG, LINGERING, SPARE, Room
 from serving import BOUNDARY, answered, ask, connected, part, post, running, wait_for
 
 HALF = b"GET /health HTTP/1.1\r\nHost: a\r\nX-Slow: "

@@ -125,9 +125,8 @@ def test_help_imports_next_to_nothing():
 
 @pytest.mark.slow
 def test_reading_processes_of_the_service_do_not_wait_for_what_trains():
-    code = (
-        "import sys, mbt_core.serve.reading; sys.exit(' '.join({'lightning_fabric', 'torchmetrics'} & {*sys.modules}))"
-    )
+    unwanted = "{'lightning_fabric', 'torchmetrics'}"
+    code = f"import sys, mbt_core.deploy.serve.reading; sys.exit(' '.join({unwanted} & {{*sys.modules}}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert not done.stderr.strip()
 
@@ -161,7 +160,7 @@ def test_help_of_a_command_does_not_wait_for_torch():
 
 
 def test_debug_shows_where_and_nothing_else_does(tmp_path, monkeypatch):
-    from mbt_core import recipes
+    from mbt_core.config import recipes
     from mbt_core.errors import ConfigError
 
     monkeypatch.setattr(recipes, "read_recipe", lambda name: 1 / 0)

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 import mbt_core as mbt
 from mbt_core.config import DataConfig, HeadConfig, TrainConfig
+from mbt_core.config.recipes import assemble
 from mbt_core.data.manifest import Manifest
 from mbt_core.data.missing import check_missing
 from mbt_core.evaluate.answers import Answers
-from mbt_core.files import read_json, read_safetensors
+from mbt_core.io.files import read_json, read_safetensors
 from mbt_core.model import MBT
 from mbt_core.pretrained.sources import open_source
-from mbt_core.recipes import assemble
 from mbt_core.training.folder import RunFolder
 from mbt_core.training.optimizer import make_optimizer
 from mbt_core.training.state import FILE, Progress, load_state, optimizer_tensors, read_progress, save_state

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import mbt_benchmarks.demo
-from mbt_core.recipes import says_length
+from mbt_core.config.recipes import says_length
 from page_commands import PAGES, commands_of
 from small import clips_of, mbt, read_csv, write_csv
 from small_fixtures import demo

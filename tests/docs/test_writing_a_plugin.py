@@ -7,8 +7,8 @@ import pytest
 import timm
 
 import mbt_core as mbt
-from mbt_core.conformance.case import Case
-from mbt_core.conformance.suite import CHECKS
+from mbt_core.testing.conformance.case import Case
+from mbt_core.testing.conformance.suite import CHECKS
 from page_commands import commands_of
 from pages import BLOCK, DOCS
 from small import mbt as command_line

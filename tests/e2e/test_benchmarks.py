@@ -12,7 +12,8 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import small
-from mbt_core import Window, remote
+from mbt_core import Window
+from mbt_core.io import remote
 from range_server import serving
 from toy.fleet import evaluate, run_fleet
 

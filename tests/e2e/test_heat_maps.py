@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from mbt_benchmarks import demo as demo_data
+from mbt_core.analysis.explain.rollout import METHODS, trace_attention
 from mbt_core.data.collate import Collate, Preprocess
 from mbt_core.data.dataset import ClipDataset, Draw
 from mbt_core.evaluate.predict import files_manifest
-from mbt_core.explain.rollout import METHODS, trace_attention
 
 pytestmark = pytest.mark.slow
 COUNT = 54

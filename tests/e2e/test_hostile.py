@@ -19,8 +19,8 @@ import pytest
 import torch
 import yaml
 
-from mbt_core import remote
 from mbt_core.evaluate import memory
+from mbt_core.io import remote
 from mbt_core.media.shards import BLOCK, INDEX
 from mbt_core.training.state import load_state, read_progress, save_state
 from range_server import serving

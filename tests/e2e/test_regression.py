@@ -10,10 +10,10 @@ import torch
 from interrupted import train_interrupted
 from mbt_core import MBT, ConfigError
 from mbt_core.config import HeadConfig
+from mbt_core.deploy.export import export
+from mbt_core.deploy.export.files import _run_torch
+from mbt_core.deploy.export.graph import Graph
 from mbt_core.errors import MBTWarning
-from mbt_core.export import export
-from mbt_core.export.files import _run_torch
-from mbt_core.export.graph import Graph
 from mbt_core.run import load, train
 from small import mbt, read_csv, write_csv
 

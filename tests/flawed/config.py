@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, create_model
 
-from mbt_core.schema import Auto, ModalityConfig
+from mbt_core.config.schema import Auto, ModalityConfig
 
 
 class SoundConfig(ModalityConfig):

@@ -7,9 +7,9 @@ import torch
 
 from mbt_core.config import HeadConfig
 from mbt_core.evaluate.metrics import average_precision, joint_metrics, task_metrics
+from mbt_core.modality.tokens import Tokens
 from mbt_core.model import Prediction
 from mbt_core.model.loss import dense_targets, example_losses
-from mbt_core.tokens import Tokens
 from mbt_core.training.mixup import Mixup
 from mbt_core.training.optimizer import lr_factor
 from mbt_rgb.tokenizer import sampled_frames

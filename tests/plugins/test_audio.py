@@ -13,8 +13,8 @@ from mbt_audio.config import AudioConfig
 from mbt_audio.modality import Audio, LogMel, covered_by, draw_masks
 from mbt_core import MBT, Clip, ConfigError, DataError, Window, registry
 from mbt_core.config import parse_modalities
-from mbt_core.kernels import VitWeights
 from mbt_core.media import MediaError
+from mbt_core.modality.patch_weights import VitWeights
 
 STATISTICS = {"mean": -3.0, "std": 2.0}
 SMALL = {"seconds": 1.0, "mel_bins": 64} | STATISTICS

@@ -9,12 +9,12 @@ import yaml
 
 from mbt_core import MBT, registry
 from mbt_core.config import Experiment
+from mbt_core.config.recipes import assemble, read_recipe
+from mbt_core.config.settings import to_yaml
 from mbt_core.data.collate import Batch, Collate, Preprocess
 from mbt_core.data.dataset import Example
 from mbt_core.errors import ConfigError
 from mbt_core.model.loss import dense_targets, example_losses
-from mbt_core.recipes import assemble, read_recipe
-from mbt_core.settings import to_yaml
 from mbt_core.training.mixup import Mixup
 from mbt_core.training.optimizer import make_optimizer
 

@@ -4,8 +4,8 @@ import pytest
 
 from mbt_core import Clip, DataError, registry
 from mbt_core.config import parse_modalities
-from mbt_core.conformance import check_kind
 from mbt_core.plugins import missing
+from mbt_core.testing.conformance import check_kind
 
 KINDS = sorted(registry().modalities)
 OTHER_SETTINGS = [

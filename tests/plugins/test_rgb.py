@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as tv
 
 from mbt_core import MBT, Clip, ConfigError, DataError, PatchTokenizer, Window, registry
-from mbt_core.kernels import VitWeights
+from mbt_core.modality.patch_weights import VitWeights
 from mbt_rgb.config import RgbConfig
 from mbt_rgb.modality import Rgb
 from mbt_rgb.tokenizer import SampledFramesTokenizer, sampled_frames

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import PositiveInt
 
-from mbt_core.schema import Auto, ModalityConfig, PatchedConfig
+from mbt_core.config.schema import Auto, ModalityConfig, PatchedConfig
 
 
 class AlphaConfig(PatchedConfig):

@@ -121,9 +121,9 @@ def train_with_cache(cache: Path, *args: Any) -> None:
 def evaluate(run: Path, data: str, workers: int, out: Path) -> None:
     """Evaluates a run on the test split in one of several processes; the first one writes the metrics."""
     from mbt_core.data.source import open_manifest, other_data
+    from mbt_core.distributed.processes import together
     from mbt_core.run import Hardware, load
     from mbt_core.training.evaluation import evaluate_split
-    from mbt_core.training.processes import together
 
     opened = load(run)
     opened.experiment.data.workers = workers

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mbt_core import MBT
-from mbt_core.settings import merge
+from mbt_core.config.settings import merge
 
 STRATEGIES = ("bottleneck", "bottleneck-sequential", "cross-attention", "self-attention", "late")
 FIRST_STRATEGY = [STRATEGIES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES[1:])]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from mbt_core import Modality, ModalityCard, Tokenizer, Window
 from mbt_core.config import DataConfig
+from mbt_core.config.schema import Auto, ModalityConfig
 from mbt_core.data.manifest import Manifest
-from mbt_core.schema import Auto, ModalityConfig
 
 CARD = ModalityCard("a fake", "", "", "none")
 

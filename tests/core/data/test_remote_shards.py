@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from core.data import fakes
-from mbt_core import remote
 from mbt_core.config import DataConfig
 from mbt_core.data.cache import Cache
 from mbt_core.data.check import check
@@ -22,6 +21,7 @@ from mbt_core.data.packing import pack
 from mbt_core.data.sampler import EvalSampler
 from mbt_core.data.shards import located
 from mbt_core.errors import ConfigError, DataError
+from mbt_core.io import remote
 from mbt_core.media import exists, open_clip, shards
 from mbt_core.media.shards import open_shard
 from range_server import serving

@@ -349,7 +349,7 @@ def test_sizes_must_make_sense(mp4, wrong):
 
 def test_frames_between_are_all_that_frames_gives(mp4):
     with Clip(mp4) as clip:
-        _, frames = clip.frames_between(0.5, 0.8, short_side=24)
+        since, frames = clip.frames_between(0.5, 0.8, short_side=24)
         assert shown(frames) == [12, 13, 14, 15, 16, 17, 18, 19, 20]
         np.testing.assert_allclose(since, np.arange(12, 21) / 25, atol=1e-3)
         np.testing.assert_array_equal(frames[3:5], clip.frames([0.6, 0.64], short_side=24))

@@ -17,7 +17,7 @@ from media_files import counting, write_image
 
 from mbt_core.data.tables import read_table
 from mbt_core.errors import DataError
-from mbt_core.files import open_regular, read_json, read_parquet
+from mbt_core.io.files import open_regular, read_json, read_parquet
 from mbt_core.media import Clip, MediaError, arrays, channels, clip, deadline, folders
 
 

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 from mbt_core.config import HeadConfig
+from mbt_core.config.schema import Scale
 from mbt_core.model import Prediction
 from mbt_core.model.loss import dense_targets, example_losses, smooth, task_loss
-from mbt_core.schema import Scale
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
 INDEX = torch.tensor([0, 2])

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from mbt_cli.main import app
 from mbt_core import MBT, ConfigError, DataError
 from mbt_core.config import Experiment
+from mbt_core.config.settings import read_yaml
 from mbt_core.pretrained import build_with_report, convert_scenic, load_scenic_params
 from mbt_core.pretrained.flax import write_params
-from mbt_core.settings import read_yaml
 from parity.geometry import HELD, held
 from parity.goldens import DEV, arrays_of, golden, to_inputs
 from parity.reference import Reference, param_shapes

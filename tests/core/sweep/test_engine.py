@@ -8,8 +8,8 @@ import pytest
 
 import mbt_core.sweep.engine as engine
 from mbt_core.config import HeadConfig
+from mbt_core.config.recipes import assemble
 from mbt_core.errors import ConfigError, InUseError
-from mbt_core.recipes import assemble
 from mbt_core.run import train
 from mbt_core.sweep.engine import Sweep, differences
 from mbt_core.training.loop import Interrupted

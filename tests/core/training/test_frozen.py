@@ -8,7 +8,7 @@ import torch
 from interrupted import train_interrupted
 from mbt_core import MBT
 from mbt_core.config import TrainConfig
-from mbt_core.files import read_safetensors
+from mbt_core.io.files import read_safetensors
 from mbt_core.run import train
 from mbt_core.training.optimizer import freeze, make_optimizer, parameter_groups, set_training
 from mbt_core.training.state import load_state

@@ -18,13 +18,13 @@ import mbt_core as mbt
 import mbt_core.run as run_module
 import toy.modalities
 from mbt_core.config import TrainConfig
+from mbt_core.config.settings import merge
 from mbt_core.errors import MBTError
-from mbt_core.files import write_atomically
-from mbt_core.settings import merge
+from mbt_core.io.files import write_atomically
+from mbt_core.modality.tokens import Tokens
 from mbt_core.sweep.engine import Sweep
 from mbt_core.sweep.grid import make_cells
 from mbt_core.sweep.transfer import plan
-from mbt_core.tokens import Tokens
 from mbt_core.training import lower
 from mbt_core.training.events import Listener
 from mbt_core.training.loop import Interrupted

@@ -1,0 +1,1 @@
+"""A trained model in production: exported files and an HTTP service."""

@@ -1,5 +1,0 @@
-"""Exports a run's model to files that run without this framework."""
-
-from mbt_core.export.files import Exported, export
-
-__all__ = ["Exported", "export"]
