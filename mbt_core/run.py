@@ -384,6 +384,7 @@ def _train(
     assert isinstance(config.batch_size, int)
     chooses = VAL in manifest.splits and config.monitor != LAST
     plan = make_plan(config, len(manifest.usable(TRAIN)), config.batch_size, monitor if chooses else None)
+    plan.val_rows = len(manifest.rows(VAL)) if chooses else 0
     lower: Lower | None = None
     cache: Cache | None = None
     if layer is None:

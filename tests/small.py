@@ -25,7 +25,7 @@ TINY = (
     "train.steps=6",
     "train.eval_every=3",
     "train.log_every=2",
-    "train.monitor=auto",
+    "train.select=best",
     "data.workers=0",
 )
 """Settings on top of recipe `small`: 2 blocks of width 32, 6 steps of 8 clips, evaluated twice, the better weights

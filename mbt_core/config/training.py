@@ -80,6 +80,10 @@ class TrainConfig(StrictModel):
     monitor: str | Auto = "auto"
     """Metric that chooses the best weights, of equal ones those with the lower loss; ``auto``: mAP or top1, mean over
     tasks; ``last``: none does, the last weights are taken, and val only shows how the training went."""
+    select: Literal["best", "latest"] = "best"
+    """Which weights are taken: those of the ``best`` evaluation on val, or of the ``latest`` that is within two
+    standard errors of the best, as a small val cannot tell these apart. Only top1 and top5 have standard errors; by
+    other metrics, the best."""
     patience: int | None = Field(None, ge=1)
     """Evaluations without improvement after which training stops."""
     save_every: float = Field(60.0, gt=0)

@@ -222,7 +222,8 @@ class Modality(ABC):
         """A ViT's patch kernel and bias made to fit this tokenizer: its new state, by key.
 
         The default serves any `PatchTokenizer`: the kernel is resized, inflated and folded
-        (`mbt_core.modality.patch_weights`). Another kind of tokenizer stays fresh; a `ConvTokenizer` is refused before (`mbt_core.pretrained`).
+        (`mbt_core.modality.patch_weights`). Another kind of tokenizer stays fresh; a
+        `ConvTokenizer` is refused before (`mbt_core.pretrained`).
         """
         with torch.device("meta"):
             tokenizer = self.tokenizer(vit.dim)

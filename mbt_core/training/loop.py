@@ -47,6 +47,9 @@ TWICE = 2.0
 """Seconds within which a second signal is the same wish: a launcher passes on what the terminal has sent already."""
 
 
+SHARES = ("top1", "top5")
+"""Metrics that are a share of the rows."""
+
 HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 """What a terminal sends when it is closed, where there is such a signal."""
 
@@ -74,12 +77,14 @@ class Plan:
         batch_size: examples a step over all devices.
         eval_every: steps between evaluations.
         monitor: the metric that chooses the best weights; None: the last weights are the best.
+        val_rows: of the split that it is measured on.
     """
 
     steps: int
     batch_size: int
     eval_every: int
     monitor: str | None
+    val_rows: int = 0
 
 
 def make_plan(config: TrainConfig, rows: int, batch_size: int, monitor: str | None) -> Plan:
@@ -113,6 +118,12 @@ def gain(monitor: str, metrics: Mapping[str, float]) -> float | None:
     if math.isnan(value):
         return None
     return -value if lower_is_better(monitor) else value
+
+
+def standard_error(share: float, rows: int) -> float:
+    """Of a share of `rows` examples; above 0 for a share of 0 or 1, too (Agresti and Coull, 1998)."""
+    adjusted = (share * rows + 2) / (rows + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (rows + 4))
 
 
 class Trainer:
@@ -339,7 +350,7 @@ class Trainer:
                 )
         elif value is None or (progress.best is not None and value <= progress.best):
             progress.stale += 1
-            if value != progress.best or progress.best_loss is None or not loss < progress.best_loss:
+            if value is None or not self._is_as_good(value, loss):
                 return
         else:
             progress.best, progress.stale = value, 0
@@ -347,6 +358,14 @@ class Trainer:
             progress.best_loss = loss if math.isfinite(loss) else None
         progress.best_step = progress.step
         self._save_model()
+
+    def _is_as_good(self, value: float, loss: float) -> bool:
+        """Whether weights that are no better than the best are taken in place of what was taken last."""
+        best, best_loss, monitor = self.progress.best, self.progress.best_loss, self.plan.monitor or ""
+        assert best is not None
+        if self.config.select == "latest" and monitor.rpartition("/")[2] in SHARES:
+            return value >= best - 2 * standard_error(best, self.plan.val_rows)
+        return value == best and best_loss is not None and loss < best_loss
 
     def _stop_early(self) -> bool:
         patience = self.config.patience

@@ -69,7 +69,7 @@ class Progress:
 
 def configured_plan(config: TrainConfig) -> dict[str, Any]:
     """What decides length and order of a training and its best weights, as it was configured."""
-    return {key: getattr(config, key) for key in ("steps", "epochs", "batch_size", "monitor")}
+    return {key: getattr(config, key) for key in ("steps", "epochs", "batch_size", "monitor", "select")}
 
 
 def save_state(

@@ -18,7 +18,8 @@ from toy.models import build_tiny, inputs_for
 
 pytestmark = pytest.mark.usefixtures("toys")
 PROGRESS = Progress(7, 5, 0.5, 5, 1, 0.25, {"ü": "no such file"}, False, {"top1": 0.25}, {"label": ["a", "b"]},
-                    {"steps": 9, "epochs": None, "batch_size": 64, "monitor": "auto"})  # fmt: skip
+                    {"steps": 9, "epochs": None, "batch_size": 64, "monitor": "auto",
+                     "select": "best"})  # fmt: skip
 
 
 def train(model, optimizer, steps):
