@@ -106,7 +106,7 @@ def train(
 
 def train_impatiently(*args: Any) -> None:
     """`train`, where a process counts as dead after 3 seconds."""
-    from mbt_core.training import processes
+    from mbt_core.distributed import processes
 
     processes.PATIENCE, processes.BEAT = 3.0, 0.2
     train(*args)
