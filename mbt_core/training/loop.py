@@ -25,7 +25,7 @@ from mbt_core.data.missing import Losses
 from mbt_core.distributed.processes import Team
 from mbt_core.distributed.sharding import load_whole, whole_model, whole_state
 from mbt_core.errors import ConfigError, DataError, MBTError, MBTWarning
-from mbt_core.evaluate.metrics import lower_is_better
+from mbt_core.evaluate.metrics import base_name, lower_is_better
 from mbt_core.io.files import read_safetensors
 from mbt_core.model import MBT
 from mbt_core.model.loss import dense_targets, example_losses
@@ -47,8 +47,8 @@ TWICE = 2.0
 """Seconds within which a second signal is the same wish: a launcher passes on what the terminal has sent already."""
 
 
-SHARES = ("top1", "top5")
-"""Metrics that are a share of the rows."""
+SHARES_OF_ROWS = ("top1", "top5")
+"""Metrics that are a share of the evaluated rows, so that their standard errors are known."""
 
 HANG_UP = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
 """What a terminal sends when it is closed, where there is such a signal."""
@@ -77,7 +77,7 @@ class Plan:
         batch_size: examples a step over all devices.
         eval_every: steps between evaluations.
         monitor: the metric that chooses the best weights; None: the last weights are the best.
-        val_rows: of the split that it is measured on.
+        val_rows: how many the split has that it is measured on.
     """
 
     steps: int
@@ -363,7 +363,8 @@ class Trainer:
         """Whether weights that are no better than the best are taken in place of what was taken last."""
         best, best_loss, monitor = self.progress.best, self.progress.best_loss, self.plan.monitor or ""
         assert best is not None
-        if self.config.select == "latest" and monitor.rpartition("/")[2] in SHARES:
+        if self.config.select == "latest" and base_name(monitor) in SHARES_OF_ROWS:
+            assert self.plan.val_rows
             return value >= best - 2 * standard_error(best, self.plan.val_rows)
         return value == best and best_loss is not None and loss < best_loss
 

@@ -31,16 +31,16 @@ class Progress:
     Args:
         step: completed optimiser steps.
         evaluated: the step of the last evaluation; -1: none yet.
-        best: value of the monitored metric of the best weights, negated if lower is better; None: none yet.
-        best_step: when it was reached.
-        stale: evaluations since then.
+        best: best value of the monitored metric, negated if lower is better; None: none yet.
+        best_step: of the weights that are taken, see ``train.select``.
+        stale: evaluations since the best value was reached.
         loss: sum of the losses since the last logged step.
         failed: clips that could not be read: id -> message.
         finished: training is over, and so is the final evaluation.
         results: metrics of the end.
         classes: task -> names of its classes in order, that the weights know.
         plan: what the configuration says about its length, see `configured_plan`; empty: not known.
-        best_loss: the loss of the best weights, which decides among equal ones; None: none yet.
+        best_loss: the loss of the weights that are taken, which decides among equal ones; None: none yet.
     """
 
     step: int = 0

@@ -25,7 +25,7 @@ NOT_RUN = {
     r"pytest|OMP_NUM_THREADS=1 python benchmarks|python benchmarks": "the tests and benchmarks themselves, for minutes",
     r"benchmarks/device\.sh": "minutes of a GPU: tests/e2e/test_device_table.py",
     r"mbt serve|curl ": "goes on until it is stopped: tests/cli/test_serve.py",
-    r"torchrun|srun": "several machines: tests/e2e/test_many_processes.py, tests/core/training/test_launch.py",
+    r"torchrun|srun": "several machines: tests/e2e/test_many_processes.py, tests/core/distributed/test_distributed.py",
     r"wget|hf download|mbt predict runs/theirs": "downloads: tests/e2e/test_hub.py has a hub on loopback",
     r"mbt .*(s3://|https://)": "servers: tests/core/data/test_remote_shards.py has one on loopback",
     r"mbt convert scenic|mbt \w+ runs/(mbt|as-mini)": "the released weights: tests/core/pretrained/test_scenic.py",

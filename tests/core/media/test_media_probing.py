@@ -13,7 +13,7 @@ import pytest
 from media_files import write_media
 
 from mbt_core.media import open_clip
-from mbt_core.media.container import OPEN_OPTIONS, Container
+from mbt_core.media.container import Container
 from mbt_core.media.probing import SYNC_WORDS, probe_options
 
 RATE = 44_100
@@ -100,8 +100,21 @@ def test_what_is_declared_as_pcm_and_is_not(tmp_path: Path, silence: int) -> Non
         assert Container(file, "a.wav", ".wav", 60.0).audio.codec_context.name == "ac3"
 
 
-@pytest.mark.parametrize("word", SYNC_WORDS)
-def test_a_sync_word_has_it_tried(tmp_path: Path, word: bytes) -> None:
-    path = as_pcm(tmp_path / "a.wav", bytes(1000) + word + bytes(50_000))
-    assert probe_options(io.BytesIO(path.read_bytes())) == {}
-    assert "probesize" not in OPEN_OPTIONS
+@pytest.mark.parametrize("silence", [0, 100_000])
+@pytest.mark.parametrize("words", SYNC_WORDS)
+def test_a_sync_word_has_it_tried(tmp_path: Path, words: tuple[int, int], silence: int) -> None:
+    """Also after two seconds of silence, where FFmpeg still looks for it; later it does not."""
+    frame = np.array(words, "<u2").tobytes() + bytes(2000)
+    for frames, before, options in (
+        (2 * frame, silence, {}),
+        (frame, silence, {"probesize": "32"}),  # once, it is chance
+        (2 * frame, 200_000, {"probesize": "32"}),
+    ):
+        path = as_pcm(tmp_path / "a.wav", frames, before)
+        assert probe_options(io.BytesIO(path.read_bytes())) == options
+
+
+@pytest.mark.parametrize("cut", [0, 3, 14, 20, 30, 44, 45, 60])
+def test_a_cut_header(tmp_path: Path, cut: int) -> None:
+    content = write(tmp_path / "a.wav", "pcm_s16le").read_bytes()
+    assert probe_options(io.BytesIO(content[:cut])) in ({}, {"probesize": "32"})
