@@ -13,6 +13,7 @@ import numpy as np
 
 HEADER = 8192  # bytes within which the chunks "fmt " and "data" are expected
 PACKETS = 32  # that FFmpeg tries
+MOST = 5_000_000  # bytes that FFmpeg looks at, whatever rate and channels a header claims
 PACKET_SECONDS = 0.1  # the samples of a packet are the largest power of two that takes no longer
 PCM, EXTENSIBLE, BITS = 1, 0xFFFE, 16
 # As two 16-bit words, little endian.
@@ -51,7 +52,7 @@ def _has_sync_word(file: BinaryIO, start: int, rate: int, frame_bytes: int) -> b
     """Whether one of `SYNC_WORDS` is in the packets from `start` on that FFmpeg tries, and not once, as by chance."""
     samples = 1 << max(0, int(PACKET_SECONDS * rate).bit_length() - 1)
     file.seek(start)
-    content = file.read(PACKETS * samples * frame_bytes)
+    content = file.read(min(MOST, PACKETS * samples * frame_bytes))
     words = np.frombuffer(content[: len(content) // 2 * 2], "<u2")
     counts = [(words[np.flatnonzero(words[:-1] == first) + 1] == second).sum() for first, second in SYNC_WORDS]
     return max(counts) > 1
